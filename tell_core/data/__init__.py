@@ -1,0 +1,1 @@
+"""Data: sources, curation, token budgets, anchor prompts, mixtures and orders."""

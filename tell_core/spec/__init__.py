@@ -1,0 +1,1 @@
+"""The typed experiment specification, its resolution and its identity."""

@@ -1,0 +1,343 @@
+"""The experiment specification: frozen, closed to unknown keys, a docstring per field."""
+
+from pathlib import PurePath
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from tell_core.errors import SpecError
+from tell_core.spec.arms import parse_arm
+
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, int | float | str) else value
+
+
+Budgets = Annotated[tuple[PositiveInt, ...], BeforeValidator(_as_tuple)]
+
+
+class Section(BaseModel):
+    """A part of the specification."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class ModelSpec(Section):
+    """The base model."""
+
+    id: str = Field(min_length=1)
+    """Directory of a Hugging Face causal language model, or its id on the hub."""
+    revision: str | None = None
+    """Commit, tag or branch on the hub; None takes the hub's default branch."""
+    chat_template: str | None = None
+    """File of a Jinja chat template that replaces the tokenizer's own."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of the weights; auto: bfloat16 on a GPU that has it, else float32."""
+
+
+class SourceSpec(Section):
+    """One source of examples. In YAML a plain string is its path."""
+
+    path: str = Field(min_length=1)
+    """File, directory or glob of JSONL (.gz, .zst), CSV or Parquet; or a hub dataset id."""
+    name: str = ""
+    """Name in tables; the path's stem by default."""
+    format: Literal["auto", "prompt_response", "alpaca", "messages"] = "auto"
+    """Shape of the rows; auto decides by the columns and says what it decided."""
+    columns: dict[str, str] = {}
+    """Our column name -> theirs, for prompt, response, system, instruction, input, output and
+    messages."""
+    split: str = "train"
+    """Split of a hub dataset."""
+    subset: str | None = None
+    """Configuration name of a hub dataset."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub dataset."""
+    weight: PositiveFloat = 1.0
+    """Share of the general budget, relative to the other general sources."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _name_from_path(self) -> Self:
+        if not self.name:
+            stem = PurePath(self.path.rstrip("/")).name.split(".")[0]
+            object.__setattr__(self, "name", stem or self.path)
+        return self
+
+
+class TaskSpec(Section):
+    """The low-resource task."""
+
+    name: str = Field(min_length=1)
+    """Name of the task, for people and for the model registry."""
+    train: SourceSpec
+    """Task examples from which the task budgets are drawn."""
+    test: SourceSpec
+    """Test items; never trained on, never used to choose anything."""
+    dev: SourceSpec | None = None
+    """Items that choose learning rates and checkpoints; by default taken out of `train`."""
+    dev_examples: PositiveInt = 64
+    """Examples set aside from `train` when `dev` is not given."""
+
+
+class CurationSpec(Section):
+    """What is set aside before any budget is drawn."""
+
+    max_tokens: PositiveInt = 1024
+    """Longest rendered example in tokens, anchor prompt included; longer ones are rejected."""
+    general_heldout_examples: PositiveInt = 64
+    """General examples held out to measure the price paid in general ability."""
+    drop_duplicates: bool = True
+    """Whether later exact copies of an example are removed."""
+    drop_test_overlap: bool = True
+    """Whether training examples whose prompt is also a test prompt are removed."""
+    seed: int = 0
+    """Seed of the choice of held-out examples."""
+
+
+class AnchorSpec(Section):
+    """The anchor prompt: constant text on every task prompt."""
+
+    source: Literal["task_prefix", "given", "none"] = "task_prefix"
+    """task_prefix: the constant beginning of the task's prompts; given: `text`."""
+    text: str | None = None
+    """The anchor prompt itself, for source given."""
+    length_column: str | None = None
+    """Column with the length of the constant prefix in characters; else it is found."""
+    position: Literal["before", "after", "system"] = "before"
+    """Where the anchor prompt stands: around the prompt or as the system message."""
+
+    @model_validator(mode="after")
+    def _text_with_source(self) -> Self:
+        if (self.source == "given") != bool(self.text):
+            raise ValueError("`text` belongs to `source: given`, and that needs a text")
+        return self
+
+
+class BudgetSpec(Section):
+    """Token budgets. One number or a list each."""
+
+    task_tokens: Budgets
+    """Upper bounds on task tokens, counted before the anchor prompt is added."""
+    general_tokens: Budgets = ()
+    """Upper bounds on general tokens."""
+
+    @field_validator("task_tokens", "general_tokens")
+    @classmethod
+    def _rising(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("each budget may stand there once")
+        return tuple(sorted(value))
+
+
+class TrainingSpec(Section):
+    """Training, the same loop for every arm."""
+
+    method: Literal["lora", "full"] = "lora"
+    """Low-rank adapters (peft) or all weights."""
+    learning_rate: PositiveFloat | tuple[PositiveFloat, ...] = 2e-4
+    """Peak learning rate; several: each arm gets the one with the best dev loss (tuning)."""
+    epochs: PositiveInt = 3
+    """Passes over the mixture."""
+    batch_size: PositiveInt = 16
+    """Examples per optimiser step."""
+    micro_batch_size: PositiveInt | None = None
+    """Examples per forward pass; None: the whole batch. Changes memory, not the result."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the learning rate after warm-up; cosine and linear end at zero."""
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of all steps over which the learning rate rises from zero."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay (AdamW)."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradient norm above which gradients are scaled down."""
+    lora_rank: PositiveInt = 8
+    """Rank of the adapters."""
+    lora_alpha: PositiveFloat = 16.0
+    """Scale of the adapters: alpha / rank multiplies their output."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout before the adapters."""
+    lora_targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Modules that get adapters."""
+    keep: Literal["best_dev", "last"] = "best_dev"
+    """Weights kept: of the probe step with the lowest task dev loss, or of the last step."""
+    num_probes: Annotated[int, Field(ge=2)] = 12
+    """Logarithmically spaced steps at which the probe set's loss is measured."""
+    checkpoint_seconds: PositiveFloat = 60.0
+    """Seconds between checkpoints."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where training runs; auto: a GPU when there is one."""
+    threads: PositiveInt = 1
+    """CPU threads of one training."""
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether several learning rates are to be compared."""
+        return isinstance(self.learning_rate, tuple) and len(self.learning_rate) > 1
+
+    @property
+    def learning_rates(self) -> tuple[float, ...]:
+        """The candidates, one or several."""
+        rate = self.learning_rate
+        return rate if isinstance(rate, tuple) else (rate,)
+
+
+class TuningSpec(Section):
+    """Equal tuning effort: every trained arm tries the same learning rates at one budget."""
+
+    task_tokens: PositiveInt | None = None
+    """Task budget of the comparison; None: the middle one of `budgets.task_tokens`."""
+    seed: int = 1000
+    """Seed of the comparison; not one of `seeds`."""
+
+
+class MetricSpec(Section):
+    """One metric. In YAML a plain string is its name."""
+
+    name: str = Field(min_length=1)
+    """Name of the metric; `docs/user-guide.md` lists them."""
+    field: str | None = None
+    """Column of the test data that holds the reference label; else the parsed reference."""
+    labels: tuple[str, ...] | None = None
+    """Labels, for metrics over labels."""
+    positive: str | None = None
+    """Positive label, for F1."""
+    normalise: bool = False
+    """Whether case, punctuation and runs of white space are ignored (exact match)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class ParseSpec(Section):
+    """How an answer is read out of the generated text."""
+
+    kind: Literal["text", "json"] = "text"
+    """text: the whole answer; json: the first JSON object in it."""
+    field: str | None = None
+    """Key of the JSON object that holds the answer; None: the whole object."""
+    drop_prefix: str | None = None
+    """Constant beginning removed from predictions and references."""
+
+
+class EvaluationSpec(Section):
+    """Evaluation of every cell on the same items."""
+
+    max_items: PositiveInt | None = None
+    """Test items used, by seeded choice; None: all."""
+    max_new_tokens: PositiveInt = 128
+    """Longest generated answer in tokens."""
+    batch_size: PositiveInt = 16
+    """Items generated side by side."""
+    metrics: tuple[MetricSpec, ...] = (MetricSpec(name="exact_match"),)
+    """Metrics beside the gold log-probability, which is always there."""
+    parse: ParseSpec = ParseSpec()
+    """How answers are read."""
+    probe_items: PositiveInt = 32
+    """Task dev items whose loss is traced during training."""
+    probe_general_items: PositiveInt = 32
+    """Held-out general items whose loss is traced during training."""
+    num_shots: PositiveInt = 4
+    """Solved examples in the prompt of arm base_few_shot."""
+
+
+class AnalysisSpec(Section):
+    """Statistics."""
+
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Coverage of the intervals."""
+    bootstrap_draws: Annotated[int, Field(ge=100)] = 2000
+    """Draws of the paired bootstrap over seeds and items."""
+    primary_metric: str = "log_probability"
+    """Metric of the headline answer."""
+    seed: int = 0
+    """Seed of the bootstrap."""
+
+
+class ExperimentSpec(Section):
+    """One experiment: what is trained on what, how it is scored, what is compared."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the experiment and of its run directory."""
+    model: ModelSpec
+    """The base model."""
+    task: TaskSpec
+    """The task."""
+    general: tuple[SourceSpec, ...] = ()
+    """General instruction data."""
+    curation: CurationSpec = CurationSpec()
+    """Curation."""
+    anchor: AnchorSpec = AnchorSpec()
+    """The anchor prompt."""
+    budgets: BudgetSpec
+    """Token budgets."""
+    arms: tuple[str, ...] = ("base", "sft", "sft_matched", "tell", "general_only")
+    """Arms to compare."""
+    seeds: Annotated[tuple[int, ...], BeforeValidator(_as_tuple)] = (0, 1, 2)
+    """Training seeds; at least two for an interval."""
+    training: TrainingSpec = TrainingSpec()
+    """Training."""
+    tuning: TuningSpec = TuningSpec()
+    """Tuning."""
+    evaluation: EvaluationSpec = EvaluationSpec()
+    """Evaluation."""
+    analysis: AnalysisSpec = AnalysisSpec()
+    """Statistics."""
+
+    @field_validator("arms")
+    @classmethod
+    def _known_arms(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            for name in value:
+                parse_arm(name)
+        except SpecError as error:
+            raise ValueError(str(error)) from error
+        return _distinct(value)
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct_seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return _distinct(value)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        needs_general = [name for name in self.arms if _needs_general(name)]
+        if needs_general and not (self.general and self.budgets.general_tokens):
+            raise ValueError(
+                f"arm {needs_general[0]!r} mixes in general data: it needs sources under"
+                " `general` and at least one number under `budgets.general_tokens`"
+            )
+        names = [source.name for source in self.general]
+        if len(set(names)) != len(names):
+            raise ValueError(f"general sources need different names, got {', '.join(names)}")
+        if self.training.is_tuned and self.tuning.seed in self.seeds:
+            raise ValueError(f"`tuning.seed` {self.tuning.seed} is also one of `seeds`")
+        return self
+
+    @property
+    def tuning_budget_tokens(self) -> int:
+        """Task budget at which learning rates are compared."""
+        budgets = self.budgets.task_tokens
+        return self.tuning.task_tokens or budgets[len(budgets) // 2]
+
+
+def _needs_general(name: str) -> bool:
+    arm = parse_arm(name)
+    return arm.uses_general or arm.matches_steps
+
+
+def _distinct(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not value or len(set(value)) != len(value):
+        raise ValueError(f"needs at least one entry and each only once, got {list(value)}")
+    return value

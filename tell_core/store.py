@@ -1,0 +1,148 @@
+"""Stage directories: written aside, sealed by a marker, never half-accepted.
+
+A stage directory is ``<root>/stages/<stage>-<fingerprint>``. It is built as
+``<...>.partial``, then sealed: every file is synced, the marker ``_SUCCESS`` with sizes and
+digests is written last, and the directory is renamed. A directory without a marker, or whose
+files differ from it, does not count as finished.
+"""
+
+import errno
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tell_core.errors import StoreError
+from tell_core.spec.identity import file_digest
+
+MARKER = "_SUCCESS"
+
+
+def stage_path(root: Path, stage: str, fp: str) -> Path:
+    """Where the finished outputs of a stage lie."""
+    return root / "stages" / f"{stage}-{fp}"
+
+
+def find_stage(root: Path, stage: str, fp: str) -> Path | None:
+    """The finished stage directory, or None when it is missing, unfinished or damaged."""
+    path = stage_path(root, stage, fp)
+    return path if is_intact(path) else None
+
+
+def is_intact(directory: Path) -> bool:
+    """Whether the marker is there and every file it names has its size and sha256."""
+    try:
+        marker = json.loads((directory / MARKER).read_text())
+    except (OSError, ValueError):
+        return False
+    return all(_matches(directory / name, record) for name, record in marker["files"].items())
+
+
+@contextmanager
+def write_stage(root: Path, stage: str, fp: str, *, resume: bool = False) -> Iterator[Path]:
+    """Yield a directory to write into; seal and rename it when the block ends well.
+
+    Args:
+        root: The run directory.
+        stage: Name of the stage.
+        fp: Fingerprint of the stage's inputs.
+        resume: Keep what an interrupted attempt left (training checkpoints) instead of
+            starting from an empty directory.
+
+    Raises:
+        StoreError: The disk is full or not writable; what was finished before is untouched.
+    """
+    final = stage_path(root, stage, fp)
+    partial = final.with_name(final.name + ".partial")
+    with explain_disk_errors(partial):
+        if partial.exists() and not resume:
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True, exist_ok=True)
+        yield partial
+        _seal(partial, stage, fp)
+        if final.exists():
+            shutil.rmtree(final)
+        partial.rename(final)
+        _sync_directory(final.parent)
+
+
+@contextmanager
+def explain_disk_errors(path: Path) -> Iterator[None]:
+    """Turn "no space", "read-only" and "permission denied" into a StoreError that names the mend."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            free = shutil.disk_usage(_existing_parent(path)).free
+            raise StoreError(
+                f"cannot write {error.filename or path}: {error.strerror}; {free / 1e9:.1f} GB are"
+                " free there. Finished stages are intact: free some space or choose another"
+                " --out, then run the same command again."
+            ) from error
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file by ``text`` in one step: readers see the old content or the new one."""
+    with explain_disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a file by ``value`` as JSON in one step; NaN and Infinity are refused."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        StoreError: The file is missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"cannot read {path}: {error}") from error
+
+
+def _seal(directory: Path, stage: str, fp: str) -> None:
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    records = {}
+    for path in files:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        name = path.relative_to(directory).as_posix()
+        if name != MARKER:
+            records[name] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+    marker = {"stage": stage, "fingerprint": fp, "finished": time.time(), "files": records}
+    write_json(directory / MARKER, marker)
+    _sync_directory(directory)
+
+
+def _matches(path: Path, record: dict[str, Any]) -> bool:
+    try:
+        return path.stat().st_size == record["bytes"] and file_digest(path) == record["sha256"]
+    except OSError:
+        return False
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _existing_parent(path: Path) -> Path:
+    return next(parent for parent in (path, *path.absolute().parents) if parent.exists())
