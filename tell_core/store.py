@@ -72,7 +72,7 @@ def write_stage(root: Path, stage: str, fp: str, *, resume: bool = False) -> Ite
 
 @contextmanager
 def explain_disk_errors(path: Path) -> Iterator[None]:
-    """Turn "no space", "read-only" and "permission denied" into a StoreError that names the mend."""
+    """Turn "no space", "read-only" and "permission denied" into a StoreError with the mend."""
     try:
         yield
     except OSError as error:

@@ -73,9 +73,7 @@ def _parse(text: str, path: Path) -> tuple[dict[str, Any], dict[_PathKey, int]]:
     return value, lines
 
 
-def _collect_lines(
-    node: yaml.Node, key: _PathKey, lines: dict[_PathKey, int], path: Path
-) -> None:
+def _collect_lines(node: yaml.Node, key: _PathKey, lines: dict[_PathKey, int], path: Path) -> None:
     lines.setdefault(key, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
         for name, value in node.value:
@@ -184,14 +182,18 @@ def _real_key(location: tuple[str | int, ...], document: Any) -> _PathKey:
     key: list[str | int] = []
     value = document
     for position, part in enumerate(location):
-        if isinstance(value, dict) and part in value:
-            value = value[part]
-        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+        if _has(value, part):
             value = value[part]
         elif position < len(location) - 1 or not isinstance(value, dict):
             continue
         key.append(part)
     return tuple(key)
+
+
+def _has(value: Any, part: str | int) -> bool:
+    if isinstance(value, list):
+        return isinstance(part, int) and part < len(value)
+    return isinstance(value, dict) and part in value
 
 
 def _known_keys(key: _PathKey) -> list[str]:

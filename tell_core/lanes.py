@@ -1,0 +1,160 @@
+"""Lanes: worker processes in which cells are trained and evaluated, one at a time each.
+
+A lane keeps its libraries loaded, so a small cell costs no start-up. Each lane leads a process
+group of its own. It ends with the process that opened it, also when that one is killed.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+
+from tell_core.errors import TrainingError
+
+T = TypeVar("T")
+
+# How long a lane may take to write a checkpoint after it was asked to stop, in seconds.
+STOP_SECONDS = 8.0
+_POLL_SECONDS = 0.5
+
+_pool: ProcessPoolExecutor | None = None
+
+
+class ProgressFile:
+    """A progress callback that leaves its last state in a file, for a watcher to read.
+
+    Written at most twice a second, so that it costs nothing beside an optimiser step.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._last = 0.0
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        """Note that ``done`` of ``total`` units of ``phase`` are finished."""
+        if time.monotonic() - self._last < _POLL_SECONDS and done < total:
+            return
+        self._last = time.monotonic()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps([phase, done, total]))
+
+    def read(self) -> tuple[str, int, int] | None:
+        """The last state, or None when nothing was noted yet."""
+        try:
+            phase, done, total = json.loads(self.path.read_text())
+        except (OSError, ValueError):
+            return None
+        return str(phase), int(done), int(total)
+
+
+@contextmanager
+def open_lanes(num_lanes: int) -> Iterator[None]:
+    """Have ``num_lanes`` worker processes while the block runs; none of them outlives it."""
+    global _pool
+    context = multiprocessing.get_context("spawn")
+    members = context.SimpleQueue()
+    owner = ProcessPoolExecutor(
+        num_lanes, mp_context=context, initializer=_enter_lane, initargs=(members,)
+    )
+    _pool = owner
+    try:
+        yield
+    except BaseException:
+        _pool = None
+        _stop(members)
+        raise
+    finally:
+        _pool = None
+        owner.shutdown(wait=True, cancel_futures=True)
+
+
+def in_lane(
+    work: Callable[..., T],
+    *arguments: Any,
+    watch: Callable[[], None] | None = None,
+) -> T:
+    """Run ``work(*arguments)`` in a free lane and wait for it; without lanes, run it here.
+
+    Args:
+        work: A function that can be imported by name.
+        arguments: Its arguments; they travel to another process.
+        watch: Called about twice a second while waiting.
+
+    Raises:
+        TrainingError: The lane was ended from outside, for instance for lack of memory.
+    """
+    if _pool is None:
+        return work(*arguments)
+    try:
+        future = _pool.submit(work, *arguments)
+        while True:
+            try:
+                return future.result(timeout=_POLL_SECONDS)
+            except TimeoutError:
+                if future.done():
+                    raise
+                if watch:
+                    watch()
+    except BrokenProcessPool as error:
+        raise TrainingError(
+            "a worker process was ended from outside, most often for lack of memory. What was"
+            " finished is kept: run the same command again to continue; a smaller"
+            " `training.micro_batch_size` or more `training.threads` (fewer processes side by"
+            " side) need less memory."
+        ) from error
+
+
+def num_lanes(threads: int, device: str) -> int:
+    """Trainings side by side: one per GPU where there is one, else CPUs / ``threads``."""
+    import torch
+
+    if device != "cpu" and torch.cuda.is_available():
+        return torch.cuda.device_count()
+    return max(1, len(psutil.Process().cpu_affinity() or [0]) // threads)
+
+
+def _enter_lane(members: Any) -> None:
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    members.put(os.getpid())
+    threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os.killpg(0, signal.SIGKILL)
+
+
+def _stop(members: Any) -> None:
+    """Ask every lane's group to stop, wait for their checkpoints, then end what is left."""
+    groups = []
+    while not members.empty():
+        groups.append(members.get())
+    for group in groups:
+        with suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_SECONDS
+    while time.monotonic() < deadline and any(_runs(group) for group in groups):
+        time.sleep(0.1)
+    for group in groups:
+        with suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

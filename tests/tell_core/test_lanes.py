@@ -1,0 +1,92 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tell_core.errors import TrainingError
+from tell_core.lanes import ProgressFile, in_lane, open_lanes
+
+
+def whoami() -> tuple[int, int]:
+    return os.getpid(), os.getpgid(0)
+
+
+def sleep_long(marker: Path) -> None:
+    marker.write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+def end_from_outside() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail() -> None:
+    raise TimeoutError("from the work itself")
+
+
+def wait_until(condition, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_a_lane_leads_a_process_group_of_its_own():
+    with open_lanes(1):
+        pid, group = in_lane(whoami)
+
+    assert pid == group != os.getpgid(0)
+
+
+def test_without_lanes_the_work_is_done_here():
+    assert in_lane(whoami)[0] == os.getpid()
+
+
+def test_a_lane_killed_from_outside_is_explained():
+    with open_lanes(1), pytest.raises(TrainingError, match="ended from outside"):
+        in_lane(end_from_outside)
+
+
+def test_an_error_of_the_work_reaches_the_caller():
+    with open_lanes(1), pytest.raises(TimeoutError, match="from the work itself"):
+        in_lane(fail)
+
+
+def test_lanes_end_when_their_owner_is_killed(tmp_path: Path):
+    marker = tmp_path / "pid"
+    code = (
+        "from pathlib import Path\n"
+        "from tell_core.lanes import in_lane, open_lanes\n"
+        "from tests.tell_core.test_lanes import sleep_long\n"
+        "if __name__ == '__main__':\n"
+        "    with open_lanes(1):\n"
+        f"        in_lane(sleep_long, Path({str(marker)!r}))\n"
+    )
+    script = tmp_path / "owner.py"
+    script.write_text(code)
+    owner = subprocess.Popen(
+        [sys.executable, str(script)],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    wait_until(marker.exists)
+    wait_until(lambda: marker.read_text())
+    lane = int(marker.read_text())
+
+    owner.kill()
+    owner.wait()
+
+    wait_until(lambda: not psutil.pid_exists(lane), seconds=10)
+
+
+def test_progress_is_read_back(tmp_path: Path):
+    file = ProgressFile(tmp_path / "p.json")
+    assert file.read() is None
+
+    file("training", 3, 10)
+
+    assert file.read() == ("training", 3, 10)
