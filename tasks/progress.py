@@ -1,0 +1,70 @@
+"""Where the progress of long work goes: the console's listener and a Prefect artifact."""
+
+import time
+from collections.abc import Callable
+from uuid import UUID
+
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.context import TaskRunContext
+
+from tell_core.lanes import ProgressFile
+
+Listener = Callable[[str, str, int, int], None]
+
+# A training shorter than this gets no artifact: it is over before a person could look.
+_ARTIFACT_AFTER_SECONDS = 10.0
+_ARTIFACT_EVERY_SECONDS = 5.0
+
+# Label under which the number of cells is announced.
+TOTAL = "cells"
+
+_listeners: list[Listener] = []
+
+
+def listen(listener: Listener) -> Callable[[], None]:
+    """Tell ``listener(label, phase, done, total)`` of all progress; returns how to stop it."""
+    _listeners.append(listener)
+    return lambda: _listeners.remove(listener)
+
+
+def announce(label: str, phase: str, done: int, total: int) -> None:
+    """Pass progress on to the listeners."""
+    for listener in tuple(_listeners):
+        listener(label, phase, done, total)
+
+
+def announce_total(num_cells: int) -> None:
+    """Tell the listeners how many cells there are."""
+    announce(TOTAL, "cells", 0, num_cells)
+
+
+class Watch:
+    """Follows a progress file: to the listeners at once, to a Prefect artifact now and then."""
+
+    def __init__(self, label: str, file: ProgressFile) -> None:
+        self.label = label
+        self.file = file
+        self._started = time.monotonic()
+        self._next_artifact = self._started + _ARTIFACT_AFTER_SECONDS
+        self._artifact: UUID | None = None
+
+    def __call__(self) -> None:
+        """Look at the file and pass on what it says."""
+        if (state := self.file.read()) is None:
+            return
+        phase, done, total = state
+        announce(self.label, phase, done, total)
+        if time.monotonic() >= self._next_artifact and TaskRunContext.get():
+            self._next_artifact = time.monotonic() + _ARTIFACT_EVERY_SECONDS
+            self._show(phase, done, total)
+
+    def _show(self, phase: str, done: int, total: int) -> None:
+        percent = 100.0 * done / max(total, 1)
+        elapsed = time.monotonic() - self._started
+        left = elapsed * (total - done) / max(done, 1)
+        text = f"{self.label}: {phase} {done} of {total}, about {left:.0f} s left"
+        if self._artifact is None:
+            artifact = create_progress_artifact(progress=percent, description=text)
+            self._artifact = artifact if isinstance(artifact, UUID) else None
+        else:
+            update_progress_artifact(self._artifact, progress=percent, description=text)

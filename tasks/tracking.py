@@ -1,0 +1,378 @@
+"""MLflow: a parent run per experiment, a child run per cell, and the model registry.
+
+The only module (with `served_model`) that imports mlflow. Everything is read from finished
+stage directories, in batches, after the work: tracking never stands in the way of training.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from filelock import FileLock
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+
+from tell_core.errors import InputError
+from tell_core.pipeline import CellOutcome, Stage, base_digest, renderer_of
+from tell_core.results import git_commit
+from tell_core.spec.model import ExperimentSpec
+from tell_core.store import explain_disk_errors, read_json, write_json
+
+_RECORD = "tracking.json"
+_BATCH = 1000  # most metrics that one request to MLflow may carry
+_SERVED_MODEL = Path(__file__).with_name("served_model.py")
+_LIBRARY = Path(__file__).parent.parent / "tell_core"
+_TOP_FILES = (
+    "spec.resolved.yaml",
+    "manifest.json",
+    "results.parquet",
+    "leverage.json",
+    "emergence.json",
+    "report.html",
+)
+
+
+def tracking_uri(root: Path) -> str:
+    """The tracking server named by MLFLOW_TRACKING_URI, or an SQLite file beside the run."""
+    if named := os.environ.get("MLFLOW_TRACKING_URI"):
+        return named
+    return f"sqlite:///{root.absolute().parent / 'mlflow.db'}"
+
+
+def connect(root: Path) -> MlflowClient:
+    """A client of the tracking store; an SQLite store is created by one process only.
+
+    Raises:
+        InputError: The store cannot be reached.
+    """
+    uri = tracking_uri(root)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    try:
+        if uri.startswith("sqlite:///"):
+            with explain_disk_errors(root), FileLock(f"{uri.removeprefix('sqlite:///')}.lock"):
+                client = MlflowClient(uri, uri)
+                client.search_experiments(max_results=1)
+            return client
+        client = MlflowClient(uri, uri)
+        client.search_experiments(max_results=1)
+    except MlflowException as error:
+        raise InputError(
+            f"the MLflow store {uri} cannot be used: {error}. Check MLFLOW_TRACKING_URI, or run"
+            " with --no-track"
+        ) from error
+    return client
+
+
+@task(name="track experiment", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[2, 10])
+def open_experiment(spec: ExperimentSpec, root: Path, curated: Stage) -> dict[str, Any]:
+    """Start the parent run, or take up the one this run directory already has."""
+    client = connect(root)
+    record = read_record(root)
+    if record and record["uri"] == tracking_uri(root) and _exists(client, record["parent"]):
+        client.update_run(record["parent"], status="RUNNING")
+        return record
+    experiment_id = _experiment_id(client, spec.name, root)
+    tags = {"tell.kind": "experiment", "tell.git_commit": git_commit() or "unknown"}
+    run = client.create_run(experiment_id, run_name=spec.name, tags=tags)
+    client.log_artifact(run.info.run_id, str(root / "spec.resolved.yaml"))
+    client.log_inputs(run.info.run_id, list(_datasets(curated)))
+    record = {
+        "uri": tracking_uri(root),
+        "experiment_id": experiment_id,
+        "parent": run.info.run_id,
+        "cells": {},
+    }
+    write_json(root / _RECORD, record)
+    return record
+
+
+@task(name="track cells", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[2, 10])
+def track_cells(
+    root: Path, record: Mapping[str, Any], outcomes: Sequence[CellOutcome]
+) -> dict[str, str]:
+    """Record each finished cell as a child run, once; returns the run id of every cell."""
+    client = connect(root)
+    known = {(cell, entry["evaluated"]): entry["run_id"] for cell, entry in record["cells"].items()}
+    cells = {}
+    for outcome in outcomes:
+        key = (outcome.cell.name, outcome.evaluated.fingerprint)
+        run_id = known.get(key) or _track_cell(client, record, outcome)
+        cells[outcome.cell.name] = {"run_id": run_id, "evaluated": key[1]}
+        write_json(root / _RECORD, {**record, "cells": {**record["cells"], **cells}})
+    get_run_logger().info("%d child runs, %d of them new", len(cells), len(cells) - len(known))
+    return {name: entry["run_id"] for name, entry in cells.items()}
+
+
+@task(name="register", cache_policy=NO_CACHE, retries=1, retry_delay_seconds=5)
+def close_experiment(
+    spec: ExperimentSpec,
+    root: Path,
+    record: Mapping[str, Any],
+    curated: Stage,
+    outcomes: Sequence[CellOutcome],
+) -> str | None:
+    """Log the run directory's files, register the best model as challenger, end the parent run.
+
+    Returns:
+        URI of the registered version, or None when nothing was trained on the task.
+    """
+    client = connect(root)
+    parent = record["parent"]
+    for name in _TOP_FILES:
+        if (root / name).exists():
+            client.log_artifact(parent, str(root / name))
+    client.log_artifacts(parent, str(curated.path), "curate")
+    client.log_artifacts(parent, str(root / "predictions"), "predictions")
+    _log_leverage(client, parent, read_json(root / "leverage.json"))
+    uri = register_best(client, spec, root, record, curated, outcomes)
+    write_json(root / _RECORD, {**(read_record(root) or record), "model_uri": uri})
+    client.set_terminated(parent, "FINISHED")
+    return uri
+
+
+def register_best(
+    client: MlflowClient,
+    spec: ExperimentSpec,
+    root: Path,
+    record: Mapping[str, Any],
+    curated: Stage,
+    outcomes: Sequence[CellOutcome],
+) -> str | None:
+    """Register the cell with the lowest dev loss, unless it is registered already."""
+    trained = [outcome for outcome in outcomes if outcome.trained and _uses_task(outcome)]
+    if not trained:
+        return None
+    best = min(trained, key=_dev_loss)
+    assert best.trained is not None
+    name = f"{spec.name}-{spec.task.name}"
+    identity = best.trained.fingerprint
+    for version in _versions(client, name):
+        if version.tags.get("tell.train_fingerprint") == identity:
+            return f"models:/{name}/{version.version}"
+    info = _log_model(spec, root, record["parent"], curated, best)
+    version = mlflow.register_model(
+        info.model_uri,
+        name,
+        tags={
+            "tell.train_fingerprint": identity,
+            "tell.cell": best.cell.name,
+            "tell.dev_loss": f"{_dev_loss(best):.6f}",
+        },
+    )
+    client.set_registered_model_alias(name, "challenger", version.version)
+    return f"models:/{name}/{version.version}"
+
+
+def run_url(record: Mapping[str, Any]) -> str | None:
+    """Page of the parent run, when the store is a server with pages."""
+    uri = str(record["uri"])
+    if not uri.startswith("http"):
+        return None
+    return f"{uri.rstrip('/')}/#/experiments/{record['experiment_id']}/runs/{record['parent']}"
+
+
+def read_record(root: Path) -> dict[str, Any] | None:
+    """Which MLflow runs belong to a run directory, or None before the first."""
+    path = root / _RECORD
+    return dict(read_json(path)) if path.exists() else None
+
+
+def fail_experiment(root: Path) -> None:
+    """Mark the parent run as failed."""
+    if record := read_record(root):
+        connect(root).set_terminated(record["parent"], "FAILED")
+
+
+def _experiment_id(client: MlflowClient, name: str, root: Path) -> str:
+    if found := client.get_experiment_by_name(name):
+        return str(found.experiment_id)
+    location = None
+    if tracking_uri(root).startswith("sqlite:///"):
+        location = (root.absolute().parent / "mlartifacts" / name).as_uri()
+    try:
+        return str(client.create_experiment(name, artifact_location=location))
+    except MlflowException:
+        # Another run of the same name made it in the meantime.
+        if found := client.get_experiment_by_name(name):
+            return str(found.experiment_id)
+        raise
+
+
+def _exists(client: MlflowClient, run_id: str) -> bool:
+    try:
+        return bool(client.get_run(run_id).info.lifecycle_stage == "active")
+    except MlflowException:
+        return False
+
+
+def _datasets(curated: Stage) -> Iterator[DatasetInput]:
+    for source in read_json(curated.path / "profile.json")["sources"]:
+        files = source.get("files") or []
+        digest = files[0].get("sha256", "") if len(files) == 1 else curated.fingerprint
+        dataset = Dataset(
+            name=f"{source['role']}/{source['name']}",
+            digest=str(digest)[:32] or curated.fingerprint,
+            source_type="local",
+            source=json.dumps({"uri": files[0].get("path", "")} if files else {}),
+            profile=json.dumps(
+                {"num_rows": source["num_kept"], "num_tokens": source["num_tokens"]}
+            ),
+        )
+        yield DatasetInput(dataset, [InputTag("mlflow.data.context", source["role"])])
+
+
+def _track_cell(client: MlflowClient, record: Mapping[str, Any], outcome: CellOutcome) -> str:
+    cell = outcome.cell
+    tags = {
+        MLFLOW_PARENT_RUN_ID: record["parent"],
+        "tell.kind": "cell",
+        "tell.evaluate_fingerprint": outcome.evaluated.fingerprint,
+    }
+    run = client.create_run(record["experiment_id"], run_name=cell.name, tags=tags)
+    run_id = str(run.info.run_id)
+    parameters = {
+        "arm": cell.arm,
+        "task_budget_tokens": cell.task_budget_tokens,
+        "general_budget_tokens": cell.general_budget_tokens,
+        "seed": cell.seed,
+        "learning_rate": outcome.learning_rate,
+    }
+    client.log_batch(
+        run_id, params=[Param(key, str(value)) for key, value in parameters.items()], tags=[]
+    )
+    metrics = list(_cell_metrics(outcome))
+    for start in range(0, len(metrics), _BATCH):
+        client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
+    client.log_artifacts(run_id, str(outcome.evaluated.path), "evaluate")
+    if outcome.trained:
+        client.log_artifacts(run_id, str(outcome.trained.path), "train")
+    for name in ("ledger.json", "shuffle_proof.json", "samples.json"):
+        if (outcome.mixed.path / name).exists():
+            client.log_artifact(run_id, str(outcome.mixed.path / name), "mix")
+    client.set_terminated(run_id, "FINISHED")
+    return run_id
+
+
+def _cell_metrics(outcome: CellOutcome) -> Iterator[Metric]:
+    finished = int(read_json(outcome.evaluated.path / "_SUCCESS")["finished"] * 1000)
+    for name, entry in read_json(outcome.evaluated.path / "scores.json").items():
+        yield from _metric(name, entry["score"], finished, 0)
+    for name, value in read_json(outcome.mixed.path / "ledger.json").items():
+        yield from _metric(f"ledger/{name}", value, finished, 0)
+    if not outcome.trained:
+        return
+    for name, value in read_json(outcome.trained.path / "summary.json").items():
+        yield from _metric(f"training/{name}", value, finished, 0)
+    lines = (outcome.trained.path / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    # At most 200 points a curve: enough to see it, and SQLite takes 0.3 ms a point.
+    stride = max(1, len(lines) // 200)
+    for line in [*lines[::stride], lines[-1]]:
+        entry = json.loads(line)
+        for name in ("loss", "task_loss", "general_loss", "learning_rate", "grad_norm"):
+            yield from _metric(name, entry.get(name), finished, entry["step"])
+
+
+def _metric(name: str, value: Any, timestamp: int, step: int) -> Iterator[Metric]:
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        yield Metric(_safe(name), float(value), timestamp, step)
+
+
+def _safe(name: str) -> str:
+    """MLflow's metric names know no plus sign."""
+    return name.replace("++", "_plus_plus").replace("+", "_plus")
+
+
+def _log_leverage(client: MlflowClient, run_id: str, leverage: Mapping[str, Any]) -> None:
+    primary = leverage["metrics"].get(leverage["primary_metric"], {})
+    metrics = [
+        Metric(
+            f"leverage/{arm}/{entry['baseline']}", entry["ratio"], 0, entry["task_budget_tokens"]
+        )
+        for arm, by_general in primary.get("arms", {}).items()
+        for entries in by_general.values()
+        for entry in entries
+        if entry["ratio"] is not None
+    ]
+    client.log_batch(
+        run_id,
+        metrics=metrics,
+        tags=[RunTag("tell.primary_metric", str(leverage["primary_metric"]))],
+    )
+
+
+def _uses_task(outcome: CellOutcome) -> bool:
+    return outcome.cell.task_budget_tokens is not None
+
+
+def _dev_loss(outcome: CellOutcome) -> float:
+    assert outcome.trained is not None
+    return float(read_json(outcome.trained.path / "summary.json")["kept_dev_loss"])
+
+
+def _versions(client: MlflowClient, name: str) -> Sequence[Any]:
+    return list(client.search_model_versions(f"name = '{name}'"))
+
+
+def _log_model(
+    spec: ExperimentSpec, root: Path, parent: str, curated: Stage, best: CellOutcome
+) -> Any:
+    assert best.trained is not None
+    card = {
+        "experiment": spec.name,
+        "cell": best.cell.name,
+        "scores": read_json(best.evaluated.path / "scores.json"),
+        "ledger": read_json(best.mixed.path / "ledger.json"),
+        "leverage": read_json(root / "leverage.json"),
+        "base_model": spec.model.id,
+        "base_revision": spec.model.revision,
+        "base_digest": base_digest(spec.model.id, spec.model.revision),
+        "renderer_digest": renderer_of(spec).digest,
+    }
+    write_json(root / "report_card.json", card)
+    with mlflow.start_run(run_id=parent):
+        return mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(_SERVED_MODEL),
+            artifacts={
+                "trained": str(best.trained.path),
+                "anchor": str(curated.path / "anchor.json"),
+                "report_card": str(root / "report_card.json"),
+            },
+            code_paths=[str(_LIBRARY)],
+            model_config=_serving_config(spec, best),
+            pip_requirements=["torch", "transformers", "peft", "safetensors", "pydantic", "pyyaml"],
+            signature=_signature(),
+            input_example={"prompt": ["…"]},
+        )
+
+
+def _serving_config(spec: ExperimentSpec, best: CellOutcome) -> dict[str, Any]:
+    path = Path(spec.model.id)
+    return {
+        "base_model": str(path.absolute()) if path.is_dir() else spec.model.id,
+        "base_revision": spec.model.revision,
+        "arm": best.cell.arm,
+        "anchor_seed": best.cell.seed,
+        "max_new_tokens": spec.evaluation.max_new_tokens,
+        "batch_size": spec.evaluation.batch_size,
+        "chat_template": spec.model.chat_template,
+    }
+
+
+def _signature() -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import ColSpec, Schema
+
+    return ModelSignature(
+        inputs=Schema([ColSpec("string", "prompt")]),
+        outputs=Schema([ColSpec("string", "response")]),
+    )

@@ -1,0 +1,1 @@
+"""Analysis of finished cells: learning curves, leverage ratios, emergence of single items."""

@@ -1,0 +1,231 @@
+"""Emergence item by item: does a loss curve fall in one step, gradually, or not at all?
+
+Four shapes are fitted to the loss of each item against t = log(step + 1), and compared by AICc
+with the noise counted as a parameter:
+
+- flat: a constant (2 parameters);
+- gradual: a line in t (3), or a power law with offset, ``a + b exp(-c t)`` (4);
+- step: a sigmoid in t (5) with its middle between the second and the last but one point, and its
+  10-90 % fall within 40 % of the range of t. A wider sigmoid is a gradual curve by another name:
+  power laws and lines are limits of it.
+
+The best of each class competes; gradual and step must fall. A fourth class, "rising", takes lines,
+power laws and sigmoids that go up. The verdict is the class with the lowest AICc if it leads by at
+least 4, else "undetermined". Flat needs no lead: it is contained in all others, so that its lead
+cannot exceed their penalty (3.7 with 12 points), and a lead of 4 would be impossible. "flat"
+therefore reads: no change shown.
+
+A veto: where a parabola in t with its lowest or highest point inside the range (4 parameters)
+leads all of them by 4, the loss turns round, as a dev loss does when it falls and then overfits.
+None of the shapes describes that: "undetermined".
+
+Losses are continuous and fitted one item at a time: a jump cannot come from a thresholded metric,
+nor a smooth curve from averaging jumps.
+
+Shape letters: N items, P points, M candidate shapes.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from tell_core.analysis.resampling import FloatArray
+from tell_core.analysis.shapes import (
+    Direction,
+    Fit,
+    aicc,
+    fit_constant,
+    fit_decay,
+    fit_line,
+    fit_parabola,
+    fit_sigmoid,
+)
+
+Verdict = Literal["step", "gradual", "flat", "rising", "undetermined"]
+
+VERDICTS: tuple[Verdict, ...] = ("step", "gradual", "flat", "rising", "undetermined")
+MIN_POINTS = 8
+MIN_LEAD = 4.0
+MAX_STEP_WIDTH = 0.4
+REMARK = (
+    "Fitted to the loss in nats of each item on its own: a continuous score, so that steps cannot"
+    " come from the metric, and no average, so that steps are not smoothed away."
+)
+
+_CLASSES: tuple[Verdict, ...] = ("flat", "gradual", "step", "rising")
+_REASON_CLOSE = f"no shape leads the others by {MIN_LEAD:g} in AICc"
+_REASON_TURNS = "the loss turns round within the training"
+
+
+@dataclass(frozen=True)
+class ItemVerdict:
+    """The shape of one item's loss curve.
+
+    Attributes:
+        verdict: The shape.
+        reason: Why it is undetermined, else None.
+        delta_aicc: AICc of the best shape of each class above the lowest of all.
+        midpoint_step: Optimiser step at half of the fall, for a step.
+        sharpness: Slope of the sigmoid in units of 1 / log(step + 1), for a step: its 10-90 % fall
+            takes a factor of exp(4.39 / sharpness) in steps.
+        drop: Loss at the first point minus loss at the last, in nats; None if not measured.
+    """
+
+    verdict: Verdict
+    reason: str | None
+    delta_aicc: dict[str, float]
+    midpoint_step: float | None
+    sharpness: float | None
+    drop: float | None
+
+
+def item_verdicts(steps: npt.NDArray[np.integer], losses: FloatArray) -> list[ItemVerdict]:
+    """Judge the loss curve of every item.
+
+    Args:
+        steps: Shape (P,). Optimiser steps, rising, from 0.
+        losses: Shape (P, N). Loss of each item at each step, in nats.
+
+    Returns:
+        N verdicts. All are "undetermined" with fewer than `MIN_POINTS` points; so is an item with
+        a loss that is not finite.
+    """
+    if len(steps) < MIN_POINTS:
+        reason = f"{len(steps)} points; at least {MIN_POINTS} are needed"
+        return [_unjudged(curve, reason) for curve in losses.T]
+    is_finite = np.asarray(np.isfinite(losses).all(axis=0))
+    judged = iter(_judge(np.log1p(steps.astype(np.float64)), losses.T[is_finite]))
+    return [
+        next(judged) if finite else _unjudged(curve, "a loss is not a finite number")
+        for finite, curve in zip(is_finite, losses.T, strict=True)
+    ]
+
+
+def emergence_of_cell(
+    steps: npt.NDArray[np.integer], losses: FloatArray, items: Sequence[str], roles: Sequence[str]
+) -> dict[str, Any]:
+    """One entry of ``cells`` in emergence.json.
+
+    Args:
+        steps: Shape (P,). Probe steps.
+        losses: Shape (P, N). Losses of the probe items.
+        items: N names.
+        roles: N roles, "task" or "general".
+    """
+    verdicts = item_verdicts(steps, losses)
+    rows = [
+        {
+            "item": item,
+            "role": role,
+            **vars(verdict),
+            "losses": [float(loss) if np.isfinite(loss) else None for loss in curve],
+        }
+        for item, role, verdict, curve in zip(items, roles, verdicts, losses.T, strict=True)
+    ]
+    return {"steps": steps.tolist(), "items": rows, "counts": _counts(rows)}
+
+
+def emergence_summary(cells: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """Shares of verdicts by arm and by role of the items, over all cells of the arm.
+
+    Args:
+        cells: Pairs of an arm and an entry of `emergence_of_cell`.
+
+    Returns:
+        By arm: ``num_cells``, and by role ``num_curves``, ``counts``, ``shares`` and the
+        median step and drop of the curves that are steps.
+    """
+    by_arm: dict[str, list[Mapping[str, Any]]] = {}
+    for arm, cell in cells:
+        by_arm.setdefault(arm, []).append(cell)
+    return {arm: _arm_summary(entries) for arm, entries in by_arm.items()}
+
+
+def _arm_summary(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    rows = [row for cell in cells for row in cell["items"]]
+    roles = {
+        role: [row for row in rows if row["role"] == role]
+        for role in ("task", "general")
+        if any(row["role"] == role for row in rows)
+    }
+    return {"num_cells": len(cells), **{role: _shares(group) for role, group in roles.items()}}
+
+
+def _shares(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    counts = _counts(rows)
+    stepped = [row for row in rows if row["verdict"] == "step"]
+    return {
+        "num_curves": len(rows),
+        "counts": counts,
+        "shares": {verdict: count / len(rows) for verdict, count in counts.items()},
+        "median_midpoint_step": _median([row["midpoint_step"] for row in stepped]),
+        "median_step_drop": _median([row["drop"] for row in stepped]),
+    }
+
+
+def _counts(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    found = Counter(row["verdict"] for row in rows)
+    return {verdict: found[verdict] for verdict in VERDICTS}
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return float(np.median(values)) if values else None
+
+
+def _unjudged(curve: FloatArray, reason: str) -> ItemVerdict:
+    drop = float(curve[0] - curve[-1]) if len(curve) else np.nan
+    return ItemVerdict("undetermined", reason, {}, None, None, drop if np.isfinite(drop) else None)
+
+
+def _judge(time: FloatArray, curves: FloatArray) -> list[ItemVerdict]:
+    """Verdicts of curves (N, P) without gaps at times (P,)."""
+    scores, step = _class_scores(time, curves)
+    turning = aicc(fit_parabola(time, curves), len(time), 4) - scores.min(axis=1)
+    deltas = scores - scores.min(axis=1, keepdims=True)
+    drops = curves[:, 0] - curves[:, -1]
+    return [
+        _verdict(delta, turn <= -MIN_LEAD, parameters, drop)
+        for delta, turn, parameters, drop in zip(deltas, turning, step, drops, strict=True)
+    ]
+
+
+def _verdict(delta: FloatArray, is_turning: bool, step: FloatArray, drop: float) -> ItemVerdict:
+    best = _CLASSES[int(delta.argmin())]
+    is_decided = best == "flat" or np.sort(delta)[1] >= MIN_LEAD
+    verdict = best if is_decided and not is_turning else "undetermined"
+    reason = _REASON_TURNS if is_turning else None if is_decided else _REASON_CLOSE
+    is_step = verdict == "step"
+    return ItemVerdict(
+        verdict=verdict,
+        reason=reason,
+        delta_aicc=dict(zip(_CLASSES, delta.tolist(), strict=True)),
+        midpoint_step=float(np.expm1(step[0])) if is_step else None,
+        sharpness=float(step[1]) if is_step else None,
+        drop=float(drop),
+    )
+
+
+def _class_scores(time: FloatArray, curves: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Lowest AICc of each class, shape (N, 4), and middle and sharpness of the steps (N, 2)."""
+    step = fit_sigmoid(time, curves, "down", MAX_STEP_WIDTH)
+    rise = fit_sigmoid(time, curves, "up", MAX_STEP_WIDTH)
+    fits = (
+        [(fit_constant(curves), 2)],
+        _smooth_fits(time, curves, "down"),
+        [(step, 5)],
+        [*_smooth_fits(time, curves, "up"), (rise, 5)],
+    )
+    columns = [
+        np.min([aicc(fit, len(time), count) for fit, count in group], axis=0) for group in fits
+    ]
+    return np.stack(columns, axis=1), step.parameters
+
+
+def _smooth_fits(
+    time: FloatArray, curves: FloatArray, direction: Direction
+) -> list[tuple[Fit, int]]:
+    return [(fit_line(time, curves, direction), 3), (fit_decay(time, curves, direction), 4)]

@@ -1,0 +1,138 @@
+"""Power law with offset, ``offset + amplitude * x ** -exponent``, by variable projection.
+
+For a given exponent offset and amplitude are a linear least-squares problem, so the search is over
+one number only.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import optimize, stats
+
+from tell_core.analysis.resampling import FloatArray
+from tell_core.errors import AnalysisError
+
+MIN_EXPONENT, MAX_EXPONENT = 0.01, 6.0
+_GRID = np.geomspace(MIN_EXPONENT, MAX_EXPONENT, 400)
+_NUM_PARAMETERS = 3
+
+
+@dataclass(frozen=True)
+class PowerLawFit:
+    """A fitted power law with offset.
+
+    Attributes:
+        offset: Value for x towards infinity.
+        amplitude: Height above the offset at x = 1.
+        exponent: How fast it falls, above 0.
+        low: Lower end of the interval of the exponent; None: it runs to `MIN_EXPONENT`.
+        high: Upper end; None: it runs to `MAX_EXPONENT`.
+        confidence: Coverage of the interval.
+        residual_sd: Standard deviation of the residuals, relative to the values if so weighted.
+    """
+
+    offset: float
+    amplitude: float
+    exponent: float
+    low: float | None
+    high: float | None
+    confidence: float
+    residual_sd: float
+
+    def predict(self, x: FloatArray) -> FloatArray:
+        """Values of the curve at ``x``."""
+        return np.asarray(self.offset + self.amplitude * x**-self.exponent)
+
+
+def power_law_fit(
+    x: FloatArray, y: FloatArray, *, confidence: float = 0.95, has_relative_noise: bool = True
+) -> PowerLawFit:
+    """Fit a power law with offset, with a profile interval of its exponent.
+
+    The interval holds every exponent whose best residual sum of squares stays below that of the
+    fit times 1 + F / (n - 3), F the quantile of the F distribution with 1 and n - 3 degrees of
+    freedom.
+
+    Args:
+        x: Shape (n,), n >= 4, above 0, at least four different values.
+        y: Shape (n,). Values, above 0 with relative noise.
+        confidence: Coverage of the interval.
+        has_relative_noise: Whether the noise is proportional to the value (then residuals are
+            divided by the fitted curve) or of one size everywhere.
+
+    Raises:
+        AnalysisError: Too few points, or values that are not finite or not above 0.
+    """
+    _check(x, y, has_relative_noise)
+    scale = y if has_relative_noise else np.ones_like(y)
+    exponent = _best_exponent(_profile(x, y, scale))
+    if has_relative_noise:
+        scale = np.abs(_curve(x, *_linear_part(x, y, scale, exponent), exponent))
+        exponent = _best_exponent(_profile(x, y, scale))
+    profile = _profile(x, y, scale)
+    offset, amplitude = _linear_part(x, y, scale, exponent)
+    freedom = len(x) - _NUM_PARAMETERS
+    limit = profile(exponent) * (1 + stats.f.ppf(confidence, 1, freedom) / freedom)
+    return PowerLawFit(
+        offset=offset,
+        amplitude=amplitude,
+        exponent=exponent,
+        low=_limit_crossing(profile, limit, exponent, MIN_EXPONENT),
+        high=_limit_crossing(profile, limit, exponent, MAX_EXPONENT),
+        confidence=confidence,
+        residual_sd=float(np.sqrt(profile(exponent) / freedom)),
+    )
+
+
+def _check(x: FloatArray, y: FloatArray, has_relative_noise: bool) -> None:
+    if x.shape != y.shape or len(np.unique(x)) <= _NUM_PARAMETERS:
+        raise AnalysisError(
+            f"a power law with offset needs at least {_NUM_PARAMETERS + 1} different x, with one"
+            f" value each; got x of shape {x.shape} and y of shape {y.shape}"
+        )
+    if not (np.isfinite(x).all() and np.isfinite(y).all() and (x > 0).all()):
+        raise AnalysisError("a power law needs finite numbers, and x above 0")
+    if has_relative_noise and not (y > 0).all():
+        raise AnalysisError("relative noise needs values above 0; use has_relative_noise=False")
+
+
+def _profile(x: FloatArray, y: FloatArray, scale: FloatArray) -> Callable[[float], float]:
+    """Weighted residual sum of squares as a function of the exponent."""
+
+    def residual_sum(exponent: float) -> float:
+        offset, amplitude = _linear_part(x, y, scale, exponent)
+        residuals = (y - _curve(x, offset, amplitude, exponent)) / scale
+        return float(residuals @ residuals)
+
+    return residual_sum
+
+
+def _linear_part(
+    x: FloatArray, y: FloatArray, scale: FloatArray, exponent: float
+) -> tuple[float, float]:
+    design = np.stack([np.ones_like(x), x**-exponent], axis=1) / scale[:, None]
+    offset, amplitude = np.linalg.lstsq(design, y / scale, rcond=None)[0]
+    return float(offset), float(amplitude)
+
+
+def _curve(x: FloatArray, offset: float, amplitude: float, exponent: float) -> FloatArray:
+    return np.asarray(offset + amplitude * x**-exponent)
+
+
+def _best_exponent(profile: Callable[[float], float]) -> float:
+    place = int(np.argmin([profile(exponent) for exponent in _GRID]))
+    left, right = _GRID[max(place - 1, 0)], _GRID[min(place + 1, len(_GRID) - 1)]
+    found = optimize.minimize_scalar(
+        profile, bounds=(left, right), method="bounded", options={"xatol": 1e-9}
+    )
+    return float(found.x)
+
+
+def _limit_crossing(
+    profile: Callable[[float], float], limit: float, exponent: float, end: float
+) -> float | None:
+    """Where the profile rises above ``limit`` on the way from the exponent to ``end``."""
+    if profile(end) <= limit:
+        return None
+    return float(optimize.brentq(lambda at: profile(at) - limit, exponent, end))

@@ -1,0 +1,369 @@
+"""Curation: from sources to clean corpora, everything set aside accounted for.
+
+Read, remove the task's constant prefix, remove duplicates and overlap with the test set, render and
+count tokens, set aside what is too long, carve out dev and held-out examples, write.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
+
+from tell_core.data.anchors import Anchor, apply_anchor, resolve_anchor, with_num_tokens
+from tell_core.data.corpus import example_from_row
+from tell_core.data.overlap import find_overlap
+from tell_core.data.profile import profile_source
+from tell_core.data.reading import Layout, read_source
+from tell_core.data.rendering import ChatRenderer, Example, load_chat_template
+from tell_core.data.sources import ResolvedSource, resolve_sources, source_identity
+from tell_core.data.workspace import (
+    REJECT_TEXT_CHARACTERS,
+    fetch_all,
+    fetch_one,
+    insert_table,
+    open_workspace,
+    quoted,
+    stream_batches,
+)
+from tell_core.errors import AnchorError, DataError
+from tell_core.spec.identity import file_digest
+from tell_core.spec.model import ExperimentSpec
+from tell_core.store import explain_disk_errors, write_json
+
+Progress = Callable[[str, int, int], None]
+PARTS = ("task_train", "task_dev", "task_test", "general", "general_heldout")
+_ENCODE_ROWS = 2048
+
+
+def curation_inputs(spec: ExperimentSpec) -> dict[str, Any]:
+    """What decides about the sources' rows, by content, before anything is read.
+
+    Returns:
+        ``sources``: per source its role, name, format, columns, and either sha256 and size of
+        each file or the hub id with subset, split and revision; ``chat_template``: sha256 of the
+        template file, or None. No directories, so that moved data keeps its identity.
+
+    Raises:
+        DataError: A source cannot be found.
+    """
+    template = spec.model.chat_template
+    load_chat_template(template)
+    return {
+        "sources": [source_identity(source) for source in resolve_sources(spec)],
+        "chat_template": None if template is None else file_digest(Path(template)),
+    }
+
+
+def renderer_for(spec: ExperimentSpec, tokenizer: PreTrainedTokenizerBase) -> ChatRenderer:
+    """The renderer that an experiment uses everywhere."""
+    return ChatRenderer(tokenizer, load_chat_template(spec.model.chat_template))
+
+
+def curate(
+    spec: ExperimentSpec,
+    tokenizer: PreTrainedTokenizerBase,
+    out: Path,
+    on_progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Curate all sources of an experiment and write the corpora.
+
+    Duplicates are exact copies within the task's training data, and within general data across
+    its sources; the first in the order of sources stays. An example is too long when it has more
+    than `curation.max_tokens` tokens with the anchor prompt on it; general examples are measured
+    with the anchor's length too, so that all arms draw from the same pool.
+
+    Args:
+        spec: The experiment.
+        tokenizer: Tokenizer of the base model.
+        out: Existing directory for ``task_train.parquet`` and its siblings, ``rejects.parquet``,
+            ``overlap.parquet``, ``anchor.json`` and ``profile.json``.
+        on_progress: Called with the step's name, units done and units in all.
+
+    Returns:
+        The content of ``profile.json``.
+
+    Raises:
+        DataError: A source cannot be read, or nothing is left of a part.
+        AnchorError: The anchor prompt cannot be resolved or leaves no room.
+    """
+    report = on_progress or (lambda _step, _done, _total: None)
+    renderer = renderer_for(spec, tokenizer)
+    sources = resolve_sources(spec)
+    out.mkdir(parents=True, exist_ok=True)
+    with explain_disk_errors(out), open_workspace(out) as connection:
+        layouts = _read(connection, sources, report)
+        anchor = _settle_anchor(connection, spec, renderer)
+        _identify(connection)
+        if spec.curation.drop_duplicates:
+            _reject_duplicates(connection)
+        find_overlap(connection, anchor.own_instruction, drop=spec.curation.drop_test_overlap)
+        _encode(connection, renderer, anchor, report)
+        _reject_too_long(connection, spec.curation.max_tokens)
+        _require_parts(connection, sources)
+        _carve(connection, spec)
+        report("write", 0, 1)
+        _write(connection, out)
+        profile = _profile(connection, sources, layouts, renderer)
+    write_json(out / "anchor.json", anchor.record())
+    write_json(out / "profile.json", profile)
+    report("write", 1, 1)
+    return profile
+
+
+def _read(
+    connection: duckdb.DuckDBPyConnection, sources: Sequence[ResolvedSource], report: Progress
+) -> list[Layout]:
+    layouts = []
+    for source_id, source in enumerate(sources):
+        report("read", source_id, len(sources))
+        layouts.append(read_source(connection, source, source_id))
+    report("read", len(sources), len(sources))
+    return layouts
+
+
+def _settle_anchor(
+    connection: duckdb.DuckDBPyConnection, spec: ExperimentSpec, renderer: ChatRenderer
+) -> Anchor:
+    """Resolve the anchor prompt and leave task prompts bare."""
+    rows = fetch_all(
+        connection,
+        "select prompt, extra, file || ', line ' || line from examples where part like 'task_%'"
+        " order by id",
+    )
+    column = spec.anchor.length_column
+    anchor = resolve_anchor(
+        spec.anchor,
+        prompts=[prompt for prompt, _, _ in rows],
+        lengths=None if column is None else [_length(extra, column) for _, extra, _ in rows],
+        places=[place for _, _, place in rows],
+    )
+    anchor = with_num_tokens(anchor, renderer.num_text_tokens(anchor.text) if anchor.text else 0)
+    if anchor.num_tokens >= spec.curation.max_tokens:
+        raise AnchorError(
+            f"the anchor prompt has {anchor.num_tokens} tokens, and `curation.max_tokens` is"
+            f" {spec.curation.max_tokens}: no example fits beside it. Shorten the anchor or raise"
+            " the limit."
+        )
+    _strip_prefix(connection, anchor.own_instruction)
+    return anchor
+
+
+def _length(extra: str, column: str) -> int | None:
+    value = json.loads(extra).get(column)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _strip_prefix(connection: duckdb.DuckDBPyConnection, prefix: str) -> None:
+    if not prefix:
+        return
+    connection.execute(
+        "update examples set prompt = substring(prompt, ?) where part like 'task_%'",
+        [len(prefix) + 1],
+    )
+    _reject(
+        connection,
+        "select id, 'empty_prompt', 'nothing follows the constant beginning of the prompt'"
+        " from examples where part like 'task_%' and trim(prompt, chr(32) || chr(9) || chr(10)"
+        " || chr(13)) = ''",
+    )
+
+
+def _identify(connection: duckdb.DuckDBPyConnection) -> None:
+    """Give every example the digest of its content."""
+    connection.execute("alter table examples add column example_id varchar")
+    connection.execute(
+        "update examples set example_id = left(sha256(to_json(struct_pack(system := system,"
+        " history := history, prompt := prompt, response := response))::varchar), 16)"
+    )
+
+
+def _reject_duplicates(connection: duckdb.DuckDBPyConnection) -> None:
+    _reject(
+        connection,
+        """
+        select id, 'duplicate', 'same as ' || first_file || ', line ' || first_line from (
+            select id, first_value(id) over same as first_id,
+                first_value(file) over same as first_file, first_value(line) over same as first_line
+            from examples where part in ('task_train', 'general')
+            window same as (partition by part, example_id order by id))
+        where id <> first_id
+        """,
+    )
+
+
+def _reject(connection: duckdb.DuckDBPyConnection, query: str) -> None:
+    """Set aside the examples of a query of (id, reason, detail)."""
+    connection.execute(f"create or replace temp table unfit (id, reason, detail) as {query}")
+    connection.execute(
+        "insert into rejects by name select source_id, file, line, reason, detail,"
+        " substring(prompt, 1, ?) as text from examples join unfit using (id)",
+        [REJECT_TEXT_CHARACTERS],
+    )
+    connection.execute("delete from examples where id in (select id from unfit)")
+
+
+def _encode(
+    connection: duckdb.DuckDBPyConnection, renderer: ChatRenderer, anchor: Anchor, report: Progress
+) -> None:
+    """Render every example without the anchor, and measure it with the anchor."""
+    connection.execute(
+        "create table encoded (id bigint, input_ids integer[], response_start integer,"
+        " num_tokens bigint, num_response_tokens bigint, num_anchored_tokens bigint)"
+    )
+    num_examples, done = fetch_one(connection, "select count(*) from examples"), 0
+    query = "select id, part, system, history, prompt, response from examples order by id"
+    for rows in stream_batches(connection, query, _ENCODE_ROWS):
+        report("encode", done, num_examples)
+        insert_table(connection, "encoded", _encoded_rows(rows, renderer, anchor))
+        done += len(rows)
+    report("encode", num_examples, num_examples)
+
+
+def _encoded_rows(rows: list[dict[str, Any]], renderer: ChatRenderer, anchor: Anchor) -> pa.Table:
+    examples = [example_from_row(row) for row in rows]
+    encoded = renderer.encode(examples)
+    lengths = [len(ids) for ids, _ in encoded]
+    return pa.table(
+        {
+            "id": [row["id"] for row in rows],
+            "input_ids": pa.array([ids for ids, _ in encoded], pa.list_(pa.int32())),
+            "response_start": pa.array([start for _, start in encoded], pa.int32()),
+            "num_tokens": lengths,
+            "num_response_tokens": [len(ids) - start for ids, start in encoded],
+            "num_anchored_tokens": _anchored_lengths(rows, examples, lengths, renderer, anchor),
+        }
+    )
+
+
+def _anchored_lengths(
+    rows: list[dict[str, Any]],
+    examples: list[Example],
+    lengths: list[int],
+    renderer: ChatRenderer,
+    anchor: Anchor,
+) -> list[int]:
+    """Tokens with the anchor: rendered for task data, the anchor's own length added for general."""
+    anchored = [length + anchor.num_tokens for length in lengths]
+    task = [at for at, row in enumerate(rows) if row["part"].startswith("task_")]
+    with_anchor = []
+    for at in task:
+        example = examples[at]
+        system, prompt = apply_anchor("anchor", anchor, example.prompt, example.system)
+        with_anchor.append(example._replace(system=system, prompt=prompt))
+    for at, (ids, _) in zip(task, renderer.encode(with_anchor), strict=True):
+        anchored[at] = len(ids)
+    return anchored
+
+
+def _reject_too_long(connection: duckdb.DuckDBPyConnection, max_tokens: int) -> None:
+    _reject(
+        connection,
+        "select id, 'too_long', num_anchored_tokens || ' tokens with the anchor prompt, at most"
+        f" {max_tokens} allowed' from encoded where num_anchored_tokens > {max_tokens}",
+    )
+
+
+def _require_parts(
+    connection: duckdb.DuckDBPyConnection, sources: Sequence[ResolvedSource]
+) -> None:
+    """Every role that was given must have examples left."""
+    for role in dict.fromkeys(source.role for source in sources):
+        if fetch_one(connection, "select count(*) from examples where part = ?", [role]):
+            continue
+        reasons = fetch_all(
+            connection,
+            "select reason, count(*) from rejects join sources using (source_id) where role = ?"
+            " group by reason order by reason",
+            [role],
+        )
+        keys = ", ".join(source.key for source in sources if source.role == role)
+        found = ", ".join(f"{reason} {count}" for reason, count in reasons)
+        raise DataError(
+            f"{keys}: no example is left after curation; set aside were: {found}. Mend the data,"
+            " or the limits under `curation`."
+        )
+
+
+def _carve(connection: duckdb.DuckDBPyConnection, spec: ExperimentSpec) -> None:
+    """Take dev examples out of the task's, and held-out ones out of general data."""
+    seed = spec.curation.seed
+    if spec.task.dev is None:
+        _take_out(connection, "task_train", "task_dev", spec.task.dev_examples, seed)
+    if spec.general:
+        count = spec.curation.general_heldout_examples
+        _take_out(connection, "general", "general_heldout", count, seed)
+
+
+_CARVE_MENDS = {
+    "task_dev": "lower `task.dev_examples` or give dev items under `task.dev`",
+    "general_heldout": "lower `curation.general_heldout_examples`",
+}
+
+
+def _take_out(
+    connection: duckdb.DuckDBPyConnection, source: str, target: str, count: int, seed: int
+) -> None:
+    """Move ``count`` examples from one part to another, chosen by md5 of their ids."""
+    available = fetch_one(connection, "select count(*) from examples where part = ?", [source])
+    if available <= count:
+        raise DataError(
+            f"{source} has {available} examples left after curation; taking {count} of them for"
+            f" {target} leaves none to train on. Needed are at least {count + 1}:"
+            f" {_CARVE_MENDS[target]}."
+        )
+    connection.execute(
+        "update examples set part = $1 where id in (select id from examples where part = $2"
+        " order by md5($3 || '|' || $1 || '|' || example_id), id limit $4)",
+        [target, source, str(seed), count],
+    )
+
+
+def _write(connection: duckdb.DuckDBPyConnection, out: Path) -> None:
+    for part in PARTS:
+        _copy(
+            connection,
+            f"""
+            select row_number() over (order by id) - 1 as row, name as source, file, line,
+                example_id, system, history, prompt, response, extra, num_tokens,
+                num_response_tokens, input_ids, response_start
+            from examples join encoded using (id) join sources using (source_id)
+            where part = {quoted(part)} order by id
+            """,
+            out / f"{part}.parquet",
+        )
+    _copy(
+        connection,
+        "select name as source, file, line, reason, detail, text from rejects"
+        " join sources using (source_id) order by source_id, file, line",
+        out / "rejects.parquet",
+    )
+    _copy(
+        connection,
+        "select name as source, file, line, example_id, test_source, test_line, matched, text,"
+        " dropped from overlap join sources using (source_id) order by id",
+        out / "overlap.parquet",
+    )
+
+
+def _copy(connection: duckdb.DuckDBPyConnection, query: str, path: Path) -> None:
+    connection.execute(f"copy ({query}) to {quoted(str(path))} (format parquet, compression zstd)")
+
+
+def _profile(
+    connection: duckdb.DuckDBPyConnection,
+    sources: Sequence[ResolvedSource],
+    layouts: Sequence[Layout],
+    renderer: ChatRenderer,
+) -> dict[str, Any]:
+    return {
+        "sources": [
+            profile_source(connection, source, source_id, layout)
+            for source_id, (source, layout) in enumerate(zip(sources, layouts, strict=True))
+        ],
+        "tokenizer_digest": renderer.tokenizer_digest,
+        "template_digest": renderer.template_digest,
+    }

@@ -1,0 +1,365 @@
+"""Reading: from sources of any shape to examples, every unfit row set aside with a reason.
+
+Every row becomes JSON text first, whatever its file was; then one set of SQL checks and one set
+of expressions per format serve all files. Rows kept and rows set aside add up to rows read.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+
+from tell_core.data.records import (
+    csv_records,
+    explain_unreadable,
+    hub_batches,
+    json_records,
+    record_batches,
+)
+from tell_core.data.sources import ResolvedSource, kind_of
+from tell_core.data.workspace import (
+    REJECT_TEXT_CHARACTERS,
+    fetch_all,
+    fetch_one,
+    quoted,
+)
+from tell_core.errors import DataError
+from tell_core.spec.model import SourceSpec
+
+_REQUIRED = {
+    "prompt_response": ("prompt", "response"),
+    "messages": ("messages",),
+    "alpaca": ("instruction", "output"),
+}
+_OPTIONAL = {"prompt_response": ("system",), "messages": (), "alpaca": ("input", "system")}
+_KNOWN_COLUMNS = sorted(
+    {name for names in (*_REQUIRED.values(), *_OPTIONAL.values()) for name in names}
+)
+_INK = r"'[^\s\v\p{Z}]'"
+_ROLES = "'^(system )?(user assistant )*user assistant $'"
+_WHOLE_ROW = "the_whole_row_"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the rows of a source are laid out.
+
+    Attributes:
+        format: Name of the format, decided or given.
+        columns: Our column name -> theirs, for the columns the source has.
+    """
+
+    format: str
+    columns: dict[str, str]
+
+
+def read_source(
+    connection: duckdb.DuckDBPyConnection, source: ResolvedSource, source_id: int
+) -> Layout:
+    """Read one source into the tables `examples` and `rejects` of the workspace.
+
+    Raises:
+        DataError: A file cannot be read, a column is missing from all rows, or no row is usable.
+    """
+    files = _load_raw(connection, source)
+    connection.execute(_MARK_BAD_JSON)
+    layout = _choose_layout(connection, source, files)
+    _extract(connection, layout)
+    _store(connection, source, source_id, files)
+    num_read = fetch_one(connection, "select count(*) from raw")
+    connection.execute(
+        "insert into sources values (?, ?, ?, ?)",
+        [source_id, source.role, source.spec.name, num_read],
+    )
+    _require_examples(connection, source, source_id)
+    connection.execute("delete from raw")
+    return layout
+
+
+_MARK_BAD_JSON = """
+update raw set
+    reason = case when not json_valid(record) then 'bad_json' else 'not_an_object' end,
+    detail = case when not json_valid(record) then 'the line is not valid JSON'
+        else 'needed is a JSON object, this is: ' || lower(json_type(record)) end
+where reason is null
+    and case when json_valid(record) then json_type(record) <> 'OBJECT' else true end
+"""
+
+
+def _load_raw(connection: duckdb.DuckDBPyConnection, source: ResolvedSource) -> list[str]:
+    """Fill the table `raw`; returns the name of each file by its index."""
+    if source.is_hub:
+        _load_hub(connection, source)
+        return [f"{source.spec.path}@{source.spec.split}"]
+    for index, path in enumerate(source.files):
+        with explain_unreadable(path):
+            _load_file(connection, path, index)
+    return [str(path) for path in source.files]
+
+
+def _load_file(connection: duckdb.DuckDBPyConnection, path: Path, index: int) -> None:
+    if kind_of(path) == "parquet":
+        _load_parquet(connection, path, index)
+        return
+    records = json_records(path) if kind_of(path) == "json" else csv_records(path)
+    for batch in record_batches(records):
+        connection.register("arriving", batch)
+        connection.execute(f"insert into raw select {index}, * from arriving")
+        connection.unregister("arriving")
+
+
+def _load_parquet(connection: duckdb.DuckDBPyConnection, path: Path, index: int) -> None:
+    try:
+        connection.execute(
+            f"insert into raw select {index}, row_number() over (), to_json({_WHOLE_ROW}),"
+            f" null, null from read_parquet({quoted(str(path))}, hive_partitioning = false)"
+            f" as {_WHOLE_ROW}"
+        )
+    except duckdb.Error as error:
+        raise DataError(f"cannot read {path} as Parquet: {error}. Is the file complete?") from error
+
+
+def _load_hub(connection: duckdb.DuckDBPyConnection, source: ResolvedSource) -> None:
+    num_rows = 0
+    for batch in hub_batches(source):
+        connection.register("arriving", batch)
+        connection.execute(
+            f"insert into raw select 0, {num_rows} + row_number() over (),"
+            f" to_json({_WHOLE_ROW}), null, null from arriving as {_WHOLE_ROW}"
+        )
+        connection.unregister("arriving")
+        num_rows += batch.num_rows
+
+
+def _choose_layout(
+    connection: duckdb.DuckDBPyConnection, source: ResolvedSource, files: list[str]
+) -> Layout:
+    """Decide the format by the columns, and check that the columns asked for are there."""
+    counts = dict(
+        fetch_all(
+            connection,
+            "select key, count(*) from (select unnest(json_keys(record)) as key from raw"
+            " where reason is null) group by key order by key",
+        )
+    )
+    if not counts:
+        raise DataError(f"{source.key}: {_no_rows(connection, 'raw', files)}")
+    spec = source.spec
+    _check_known(spec, source.key)
+    name = spec.format if spec.format != "auto" else _detect(spec, list(counts))
+    if name is None:
+        raise DataError(
+            f"{source.key}: the columns of {files[0]} ({', '.join(counts)}) are of no known"
+            " format: needed are prompt and response, messages, or instruction and output. Map"
+            " your columns onto these, e.g. `columns: {prompt: question, response: answer}`."
+        )
+    needed = (*_REQUIRED[name], *spec.columns)
+    absent = [ours for ours in needed if spec.columns.get(ours, ours) not in counts]
+    if absent:
+        theirs = spec.columns.get(absent[0], absent[0])
+        raise DataError(
+            f"{source.key}: {files[0]} has no column {theirs!r}, which format {name} needs as"
+            f" {absent[0]!r}. Its columns are {', '.join(counts)}. Correct `columns` or `format`."
+        )
+    ours = (*_REQUIRED[name], *_OPTIONAL[name])
+    found = {column: spec.columns.get(column, column) for column in ours}
+    return Layout(name, {ours: theirs for ours, theirs in found.items() if theirs in counts})
+
+
+def _check_known(spec: SourceSpec, key: str) -> None:
+    unknown = [name for name in spec.columns if name not in _KNOWN_COLUMNS]
+    if unknown:
+        raise DataError(
+            f"{key}.columns: {unknown[0]!r} is no column of ours; known are"
+            f" {', '.join(_KNOWN_COLUMNS)}, each with the name it has in your data."
+        )
+
+
+def _detect(spec: SourceSpec, found: list[str]) -> str | None:
+    """The format whose columns are all there, one with mapped columns before the others."""
+    fitting = [
+        name
+        for name, required in _REQUIRED.items()
+        if all(spec.columns.get(column, column) in found for column in required)
+    ]
+    fitting.sort(key=lambda name: -len(set(spec.columns) & set(_REQUIRED[name])))
+    return fitting[0] if fitting else None
+
+
+def _extract(connection: duckdb.DuckDBPyConnection, layout: Layout) -> None:
+    """Fill the table `extracted` from `raw`: the parts of each example, or why it is unfit."""
+    parts = _message_parts(layout) if layout.format == "messages" else _column_parts(layout)
+    used = json.dumps(dict.fromkeys(layout.columns.values()))
+    checks = " ".join(f"when {test} then {quoted(reason)}" for test, reason, _ in parts.checks)
+    details = " ".join(f"when {test} then {detail}" for test, _, detail in parts.checks)
+    connection.execute(
+        f"""
+        create or replace temp table extracted as
+        with parts as (select *, {parts.columns} from raw where reason is null)
+        select file_index, line, record, system, history, prompt, response,
+            json_merge_patch(record, {quoted(used)})::varchar as extra,
+            case {checks}
+                when not regexp_matches(prompt, {_INK}) then 'empty_prompt'
+                when not regexp_matches(response, {_INK}) then 'empty_response' end as reason,
+            case {details} else '' end as detail
+        from parts
+        union all by name
+        select file_index, line, record, reason, detail from raw where reason is not null
+        """
+    )
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """SQL of a format: columns to compute, and checks as (condition, reason, detail)."""
+
+    columns: str
+    checks: tuple[tuple[str, str, str], ...]
+
+
+def _column_parts(layout: Layout) -> _Parts:
+    """Parts of the formats whose texts stand in columns of their own."""
+    text = {
+        ours: f"json_extract_string(record, {_at(key)})" for ours, key in layout.columns.items()
+    }
+    prompt, response = text.get("prompt", ""), text.get("response", "")
+    if layout.format == "alpaca":
+        prompt, response = text["instruction"], text["output"]
+        if "input" in text:
+            more = text["input"]
+            given = f"regexp_matches(coalesce({more}, ''), {_INK})"
+            prompt += f" || case when {given} then chr(10) || chr(10) || {more} else '' end"
+    columns = (
+        f"{text.get('system', 'null::varchar')} as system, null::varchar as history,"
+        f" {prompt} as prompt, {response} as response"
+    )
+    required = _REQUIRED[layout.format]
+    checks = [
+        check
+        for ours, key in layout.columns.items()
+        for check in _text_checks(key, is_required=ours in required)
+    ]
+    return _Parts(columns, tuple(checks))
+
+
+def _text_checks(key: str, *, is_required: bool) -> Iterator[tuple[str, str, str]]:
+    kind = f"coalesce(json_type(record, {_at(key)}), 'NULL')"
+    if is_required:
+        yield f"{kind} = 'NULL'", "missing_column", quoted(f"column {key} is missing or null")
+    yield (
+        f"{kind} not in ('NULL', 'VARCHAR')",
+        "not_text",
+        f"{quoted(f'column {key} is not text but ')} || lower({kind})",
+    )
+
+
+def _message_parts(layout: Layout) -> _Parts:
+    """Parts of a list of messages: system, earlier turns, last user and last assistant turn."""
+    key = layout.columns["messages"]
+    messages = f"json_extract(record, {_at(key)})"
+    roles = f"json_extract_string({messages}, '$[*].role')"
+    texts = f"json_extract_string({messages}, '$[*].content')"
+    kinds = f"json_type({messages}, '$[*].content')"
+    count = f"coalesce(json_array_length({messages}), 0)"
+    has_system = f"(coalesce({roles}[1], '') = 'system')"
+    earlier = f"list_zip({roles}, {texts})[(1 + {has_system}::integer):-3]"
+    columns = f"""
+        case when {has_system} then {texts}[1] end as system,
+        case when {count} > 2 + {has_system}::integer then to_json(list_transform({earlier},
+            lambda turn: struct_pack(role := turn[1], content := turn[2])))::varchar end as history,
+        {texts}[-2] as prompt, {texts}[-1] as response"""
+    kind = f"coalesce(json_type(record, {_at(key)}), 'NULL')"
+    spoken = f"array_to_string({roles}, ' ') || ' '"
+    return _Parts(
+        columns,
+        (
+            (f"{kind} = 'NULL'", "missing_column", quoted(f"column {key} is missing or null")),
+            (
+                f"{kind} <> 'ARRAY'",
+                "wrong_roles",
+                quoted(f"column {key} is no list of messages"),
+            ),
+            (
+                f"len({roles}) <> {count} or not regexp_matches({spoken}, {_ROLES})",
+                "wrong_roles",
+                "'needed: an optional system message, then user and assistant in turn, the"
+                f" assistant last; got: ' || {spoken}",
+            ),
+            (
+                f"len({kinds}) <> {count} or len(list_distinct({kinds})) <> 1"
+                f" or {kinds}[1] <> 'VARCHAR'",
+                "not_text",
+                "'the content of a message is missing or not text'",
+            ),
+        ),
+    )
+
+
+def _store(
+    connection: duckdb.DuckDBPyConnection,
+    source: ResolvedSource,
+    source_id: int,
+    files: list[str],
+) -> None:
+    """Move `extracted` into `examples` and `rejects`, and see that no row is lost."""
+    connection.execute("create or replace temp table files (file_index integer, file varchar)")
+    connection.executemany("insert into files values (?, ?)", list(enumerate(files)))
+    num_before = fetch_one(connection, "select count(*) from examples")
+    connection.execute(
+        """
+        insert into examples by name
+        select ? + row_number() over (order by file_index, line) as id, ? as source_id,
+            ? as part, file, line, system, history, prompt, response, extra
+        from extracted join files using (file_index) where reason is null
+        """,
+        [num_before, source_id, source.role],
+    )
+    connection.execute(
+        """
+        insert into rejects by name
+        select ? as source_id, file, line, reason, detail, substring(record, 1, ?) as text
+        from extracted join files using (file_index) where reason is not null
+        """,
+        [source_id, REJECT_TEXT_CHARACTERS],
+    )
+    num_read = fetch_one(connection, "select count(*) from raw")
+    num_stored = fetch_one(
+        connection,
+        "select (select count(*) from examples where source_id = $1)"
+        " + (select count(*) from rejects where source_id = $1)",
+        [source_id],
+    )
+    assert num_read == num_stored, f"{num_read} rows read, {num_stored} accounted for"
+
+
+def _require_examples(
+    connection: duckdb.DuckDBPyConnection, source: ResolvedSource, source_id: int
+) -> None:
+    kept = fetch_one(connection, "select count(*) from examples where source_id = ?", [source_id])
+    if not kept:
+        names = [str(file) for file in source.files] or [source.spec.path]
+        raise DataError(f"{source.key}: {_no_rows(connection, 'extracted', names)}")
+
+
+def _no_rows(connection: duckdb.DuckDBPyConnection, table: str, files: list[str]) -> str:
+    """Say that no row is usable, with the first one that is not."""
+    rows = fetch_all(
+        connection,
+        f"select file_index, line, reason, detail from {table} where reason is not null"
+        " order by file_index, line",
+    )
+    where = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more files"
+    if not rows:
+        return f"{where}: there are no rows. Needed is at least one example."
+    index, line, reason, detail = rows[0]
+    return (
+        f"none of the {len(rows)} rows of {where} can be used; the first: {files[index]}, line"
+        f" {line}: {reason} ({detail}). Correct the rows, or `format` and `columns`."
+    )
+
+
+def _at(key: str) -> str:
+    """JSON pointer to a column, as an SQL string."""
+    return quoted("/" + key.replace("~", "~0").replace("/", "~1"))

@@ -1,0 +1,1 @@
+"""Evaluation of one cell: generation, gold log-probability, answer parsing and metrics."""

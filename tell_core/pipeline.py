@@ -1,0 +1,287 @@
+"""The stages of an experiment, each with its fingerprint, as plain functions.
+
+A stage looks for its finished directory first and works only when there is none, so calling
+the same stage again costs a look at the files. The orchestrator wraps these functions; a
+notebook or a benchmark calls them directly.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from tell_core.data.curation import curate, curation_inputs
+from tell_core.data.mixtures import build_cell_inputs
+from tell_core.data.rendering import ChatRenderer
+from tell_core.errors import StoreError
+from tell_core.evaluation.scoring import evaluate_cell
+from tell_core.spec.arms import parse_arm
+from tell_core.spec.cells import Cell, tuning_cells
+from tell_core.spec.identity import fingerprint
+from tell_core.spec.model import ExperimentSpec, TrainingSpec
+from tell_core.store import find_stage, read_json, stage_path, write_stage
+from tell_core.training.loop import train_cell
+from tell_core.training.models import load_tokenizer, model_digest, resolve_model
+
+# Raised by hand when a change of code changes what a stage puts out.
+STAGE_VERSIONS = {"curate": 1, "mix": 1, "train": 1, "evaluate": 1}
+
+# Fields of the training section that change where and how fast, never what is computed.
+_NOT_IDENTITY = {"device", "threads", "checkpoint_seconds", "micro_batch_size", "learning_rate"}
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A finished stage.
+
+    Attributes:
+        name: Name of the stage.
+        fingerprint: Identity of its inputs, 16 hexadecimal digits.
+        root: The run directory.
+        reused: Whether it was already there.
+    """
+
+    name: str
+    fingerprint: str
+    root: Path
+    reused: bool
+
+    @property
+    def path(self) -> Path:
+        """Directory of its outputs."""
+        return stage_path(self.root, self.name, self.fingerprint)
+
+
+@dataclass(frozen=True)
+class CellOutcome:
+    """What one cell left behind.
+
+    Attributes:
+        cell: The cell.
+        mixed: Its data.
+        trained: Its training, or None for an arm without one.
+        evaluated: Its scores.
+        learning_rate: Peak learning rate it was trained with.
+    """
+
+    cell: Cell
+    mixed: Stage
+    trained: Stage | None
+    evaluated: Stage
+    learning_rate: float | None
+
+    def record(self) -> dict[str, Any]:
+        """What the analysis needs of the cell."""
+        return {
+            "cell": self.cell.name,
+            "arm": self.cell.arm,
+            "task_budget_tokens": self.cell.task_budget_tokens,
+            "general_budget_tokens": self.cell.general_budget_tokens,
+            "seed": self.cell.seed,
+            "ledger": read_json(self.mixed.path / "ledger.json"),
+            "evaluate": self.evaluated.path,
+            "train": self.trained.path if self.trained else None,
+            "mix": self.mixed.path,
+        }
+
+
+def curate_stage(spec: ExperimentSpec, root: Path, on_progress: Progress | None = None) -> Stage:
+    """Read, clean and count every source; resolve the anchor prompt."""
+    renderer = renderer_of(spec)
+    identity = _fingerprint(
+        "curate",
+        curation_inputs(spec),
+        spec.curation,
+        spec.anchor,
+        spec.task.dev_examples,
+        renderer.digest,
+    )
+    return _stage(
+        root, "curate", identity, lambda out: curate(spec, renderer.tokenizer, out, on_progress)
+    )
+
+
+def mix_stage(spec: ExperimentSpec, cell: Cell, curated: Stage) -> Stage:
+    """Draw a cell's budgets and lay out its mixture, test items and probe set."""
+    evaluation = spec.evaluation
+    identity = _fingerprint(
+        "mix",
+        curated.fingerprint,
+        [cell.arm, cell.task_budget_tokens, cell.general_budget_tokens, cell.seed],
+        [spec.training.epochs, spec.training.batch_size],
+        [evaluation.max_items, evaluation.probe_items, evaluation.probe_general_items],
+        evaluation.num_shots if parse_arm(cell.arm).has_shots else None,
+        {source.name: source.weight for source in spec.general},
+    )
+    return _stage(
+        curated.root,
+        "mix",
+        identity,
+        lambda out: build_cell_inputs(spec, cell, curated.path, renderer_of(spec), out),
+    )
+
+
+def train_fingerprint(spec: ExperimentSpec, mixed: Stage, learning_rate: float) -> str:
+    """Identity of a training: its mixture, base model and everything that shapes the weights."""
+    return _fingerprint(
+        "train",
+        mixed.fingerprint,
+        base_digest(spec.model.id, spec.model.revision),
+        spec.model.dtype,
+        spec.training.model_dump(exclude=_NOT_IDENTITY),
+        learning_rate,
+    )
+
+
+def train_stage(
+    spec: ExperimentSpec,
+    cell: Cell,
+    mixed: Stage,
+    learning_rate: float,
+    on_progress: Progress | None = None,
+) -> Stage:
+    """Train one cell; an interrupted training goes on from its last checkpoint."""
+    identity = train_fingerprint(spec, mixed, learning_rate)
+    return _stage(
+        mixed.root,
+        "train",
+        identity,
+        lambda out: train_cell(
+            model_path=spec.model.id,
+            revision=spec.model.revision,
+            inputs=mixed.path,
+            training=with_learning_rate(spec.training, learning_rate),
+            seed=cell.seed,
+            out=out,
+            dtype=spec.model.dtype,
+            on_progress=per_step("training", on_progress),
+        ),
+        resume=True,
+    )
+
+
+def evaluate_fingerprint(spec: ExperimentSpec, mixed: Stage, trained: Stage | None) -> str:
+    """Identity of an evaluation: its items, its weights and how answers are scored."""
+    base = base_digest(spec.model.id, spec.model.revision)
+    weights = trained.fingerprint if trained else [base, spec.model.dtype]
+    scoring = spec.evaluation.model_dump(exclude={"batch_size"})
+    return _fingerprint("evaluate", mixed.fingerprint, weights, scoring)
+
+
+def evaluate_stage(
+    spec: ExperimentSpec,
+    mixed: Stage,
+    trained: Stage | None,
+    on_progress: Progress | None = None,
+) -> Stage:
+    """Generate, parse and score the test items; keep every item's result."""
+    return _stage(
+        mixed.root,
+        "evaluate",
+        evaluate_fingerprint(spec, mixed, trained),
+        lambda out: evaluate_cell(
+            model_path=spec.model.id,
+            revision=spec.model.revision,
+            inputs=mixed.path,
+            trained=trained.path if trained else None,
+            evaluation=spec.evaluation,
+            out=out,
+            dtype=spec.model.dtype,
+            device=spec.training.device,
+            threads=spec.training.threads,
+            on_progress=on_progress,
+        ),
+    )
+
+
+def run_cell(spec: ExperimentSpec, cell: Cell, curated: Stage, learning_rate: float) -> CellOutcome:
+    """Mix, train and evaluate one cell in this process."""
+    mixed = mix_stage(spec, cell, curated)
+    if not parse_arm(cell.arm).is_trained:
+        return CellOutcome(cell, mixed, None, evaluate_stage(spec, mixed, None), None)
+    trained = train_stage(spec, cell, mixed, learning_rate)
+    return CellOutcome(cell, mixed, trained, evaluate_stage(spec, mixed, trained), learning_rate)
+
+
+def tune(spec: ExperimentSpec, curated: Stage) -> dict[str, Any]:
+    """Compare the learning rates of every trained arm in this process, one after another."""
+    table = {}
+    for cell in tuning_cells(spec):
+        mixed = mix_stage(spec, cell, curated)
+        rates = spec.training.learning_rates
+        table[cell.arm] = compare_learning_rates(
+            cell, [(rate, train_stage(spec, cell, mixed, rate)) for rate in rates]
+        )
+    return table
+
+
+def compare_learning_rates(cell: Cell, trainings: Sequence[tuple[float, Stage]]) -> dict[str, Any]:
+    """Choose the learning rate with the lowest dev loss; ties go to the smaller rate."""
+    candidates = [
+        {
+            "learning_rate": rate,
+            "dev_loss": read_json(trained.path / "summary.json")["kept_dev_loss"],
+        }
+        for rate, trained in trainings
+    ]
+    best = min(candidates, key=lambda entry: (entry["dev_loss"], entry["learning_rate"]))
+    return {
+        "cell": cell.name,
+        "task_budget_tokens": cell.task_budget_tokens,
+        "seed": cell.seed,
+        "candidates": candidates,
+        "chosen": best["learning_rate"],
+    }
+
+
+def chosen_rate(spec: ExperimentSpec, tuning: dict[str, Any], arm: str) -> float:
+    """The learning rate of an arm: the tuned one, or the only one."""
+    return float(tuning[arm]["chosen"]) if arm in tuning else spec.training.learning_rates[0]
+
+
+def with_learning_rate(training: TrainingSpec, learning_rate: float) -> TrainingSpec:
+    """The training section with its learning rate settled."""
+    return training.model_copy(update={"learning_rate": learning_rate})
+
+
+def renderer_of(spec: ExperimentSpec) -> ChatRenderer:
+    """The base model's chat renderer, loaded once per process."""
+    return _renderer(spec.model.id, spec.model.revision, spec.model.chat_template)
+
+
+@lru_cache(maxsize=4)
+def _renderer(model: str, revision: str | None, template_path: str | None) -> ChatRenderer:
+    template = Path(template_path).read_text(encoding="utf-8") if template_path else None
+    return ChatRenderer(load_tokenizer(model, revision), template)
+
+
+@lru_cache(maxsize=4)
+def base_digest(model: str, revision: str | None) -> str:
+    """sha256 of the base model's configuration and weights."""
+    return model_digest(resolve_model(model, revision))
+
+
+def per_step(phase: str, on_progress: Progress | None) -> Callable[[int, int, Any], None] | None:
+    """Adapt a progress callback to the training loop's."""
+    if on_progress is None:
+        return None
+    return lambda done, total, _record: on_progress(phase, done, total)
+
+
+def _fingerprint(stage: str, *parts: Any) -> str:
+    return fingerprint(stage, STAGE_VERSIONS[stage], *parts)
+
+
+def _stage(
+    root: Path, name: str, identity: str, work: Callable[[Path], Any], *, resume: bool = False
+) -> Stage:
+    if find_stage(root, name, identity):
+        return Stage(name, identity, root, reused=True)
+    with write_stage(root, name, identity, resume=resume) as out:
+        work(out)
+    if not find_stage(root, name, identity):
+        raise StoreError(f"stage {name}-{identity} in {root} does not read back as it was written")
+    return Stage(name, identity, root, reused=False)

@@ -1,0 +1,156 @@
+"""The building blocks of the report page: what a section says, apart from how it looks.
+
+Every text here is plain text; the templates escape it. Only ``Chart`` holds markup, and that
+comes from our own figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from markupsafe import Markup
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph. Tone: plain, lead (large), note (small), missing (a part that is not there)."""
+
+    kind: ClassVar[str] = "text"
+    text: str
+    tone: str = "plain"
+
+
+@dataclass(frozen=True)
+class Bullets:
+    """A list of short statements."""
+
+    kind: ClassVar[str] = "bullets"
+    items: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Pairs of a name and a value, shown as a strip."""
+
+    kind: ClassVar[str] = "facts"
+    items: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One cell of a table: its text, the exact number behind it, a remark, a share for a bar."""
+
+    text: str
+    value: float | None = None
+    remark: str = ""
+    share: float | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that scrolls inside its box; ``numeric`` names the right-aligned columns."""
+
+    kind: ClassVar[str] = "table"
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Entry, ...], ...]
+    numeric: frozenset[str] = frozenset()
+    num_omitted: int = 0
+
+
+@dataclass(frozen=True)
+class LegendKey:
+    """How one arm is drawn: CSS variable of its colour, dash pattern, SVG path of its marker."""
+
+    label: str
+    colour: str
+    dashes: str
+    marker: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One figure as inline SVG, with a second drawing for narrow screens where one is needed."""
+
+    kind: ClassVar[str] = "chart"
+    title: str
+    svg: Markup
+    caption: str
+    narrow_svg: Markup | None = None
+    legend: tuple[LegendKey, ...] = ()
+
+
+@dataclass(frozen=True)
+class Panels:
+    """Several small figures side by side, with one legend for all."""
+
+    kind: ClassVar[str] = "panels"
+    charts: tuple[Chart, ...]
+    legend: tuple[LegendKey, ...] = ()
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One rendered example, token by token; True marks a supervised token."""
+
+    kind: ClassVar[str] = "tokens"
+    title: str
+    pieces: tuple[tuple[str, bool], ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one arm answered to an item, with its score as text."""
+
+    arm: str
+    text: str
+    score: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One test item, its reference and the answers of several arms."""
+
+    kind: ClassVar[str] = "comparison"
+    title: str
+    prompt: str
+    reference: str
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True)
+class Code:
+    """Text in a fixed-width box."""
+
+    kind: ClassVar[str] = "code"
+    text: str
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Blocks behind a line that opens them."""
+
+    kind: ClassVar[str] = "fold"
+    summary: str
+    blocks: Sequence[Block]
+    is_open: bool = False
+
+
+Block = Text | Bullets | Facts | Table | Chart | Panels | Tokens | Comparison | Code | Fold
+
+
+@dataclass(frozen=True)
+class Section:
+    """One numbered section of the page; ``id`` is its anchor in the table of contents."""
+
+    id: str
+    title: str
+    blocks: Sequence[Block] = field(default_factory=tuple)
+
+
+def missing(sentence: str) -> Text:
+    """Say that a part of the report is not there, and why or how to get it."""
+    return Text(sentence, tone="missing")

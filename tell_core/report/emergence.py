@@ -1,0 +1,213 @@
+"""Section on emergence: how the loss of single items fell, and the shape each curve was given."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from tell_core.analysis.emergence import VERDICTS
+from tell_core.report import figures
+from tell_core.report.blocks import Block, Chart, Entry, Panels, Section, Table, Text, missing
+from tell_core.report.curves import arm_label, arm_place, headline_general_budget
+from tell_core.report.formats import as_number, format_count, format_share, format_short_tokens
+from tell_core.report.outcome import legend_of
+from tell_core.report.palette import Palette
+from tell_core.report.reading import CellRecord, Json, RunFiles
+from tell_core.report.svg import to_svg
+
+_VERDICT_COLUMNS = tuple(verdict.capitalize() for verdict in VERDICTS)
+MAX_HEAT_ROWS = 120
+MAX_ITEMS = 12
+MAX_HEAT_MAPS = 4
+
+
+def emergence(run: RunFiles) -> Section:
+    """Show per-item loss curves as heat maps and small multiples, and shares of verdicts."""
+    title = "Emergence, item by item"
+    cells: dict[str, Json] = (run.emergence or {}).get("cells") or {}
+    traced = [cell for cell in run.cells if (cells.get(cell.name) or {}).get("items")]
+    if not traced:
+        return Section("emergence", title, (missing(_NO_EMERGENCE),))
+    least = format_count((run.emergence or {}).get("min_points"))
+    blocks: list[Block] = [Text(_INTRO.format(least=least)), _verdict_table(traced, cells)]
+    shown = shown_cells(run, traced)
+    top_loss = _top_loss(shown, cells)
+    heat_maps = [_heat_map(cell, cells[cell.name], top_loss) for cell in _for_heat_maps(shown)]
+    blocks.append(Panels(tuple(heat_maps), caption=_HEAT_CAPTION))
+    if multiples := _small_multiples(shown, cells):
+        blocks.append(multiples)
+    return Section("emergence", title, blocks)
+
+
+def shown_cells(run: RunFiles, cells: Sequence[CellRecord]) -> list[CellRecord]:
+    """Choose one cell per arm: middle task budget, headline general budget, first seed."""
+    budgets = sorted({c.task_budget_tokens for c in cells if c.task_budget_tokens is not None})
+    middle = budgets[len(budgets) // 2] if budgets else None
+    headline = headline_general_budget(run)
+    chosen: dict[str, CellRecord] = {}
+    for cell in sorted(cells, key=lambda cell: cell.seed):
+        fits_task = cell.task_budget_tokens in (None, middle)
+        if fits_task and cell.general_budget_tokens in (None, headline):
+            chosen.setdefault(cell.arm, cell)
+    return sorted(chosen.values(), key=lambda cell: arm_place(cell.arm))
+
+
+def cell_title(cell: CellRecord) -> str:
+    """Name a cell for people: ``TELL · 4k task · 40k general · seed 0``."""
+    parts = [arm_label(cell.arm)]
+    if cell.task_budget_tokens is not None:
+        parts.append(f"{format_short_tokens(cell.task_budget_tokens)} task")
+    if cell.general_budget_tokens is not None:
+        parts.append(f"{format_short_tokens(cell.general_budget_tokens)} general")
+    return " · ".join([*parts, f"seed {cell.seed}"])
+
+
+def _for_heat_maps(shown: Sequence[CellRecord]) -> list[CellRecord]:
+    """Keep the arms that the argument rests on, then others while there is room."""
+    ranked = sorted(shown, key=lambda cell: cell.arm not in ("tell", "sft", "general_only"))
+    return sorted(ranked[:MAX_HEAT_MAPS], key=lambda cell: arm_place(cell.arm))
+
+
+def _verdict_table(traced: Sequence[CellRecord], cells: dict[str, Json]) -> Table:
+    counts: dict[tuple[str, str], Counter[str]] = {}
+    for cell in traced:
+        for item in cells[cell.name]["items"]:
+            key = (cell.arm, str(item.get("role", "task")))
+            counts.setdefault(key, Counter())[str(item.get("verdict"))] += 1
+    rows = [
+        (
+            Entry(arm_label(arm)),
+            Entry(role),
+            Entry(format_count(total := sum(found.values())), value=total),
+            *(_share_entry(found[verdict], total) for verdict in VERDICTS),
+        )
+        for (arm, role), found in sorted(
+            counts.items(), key=lambda item: (arm_place(item[0][0]), item[0][1] != "task")
+        )
+    ]
+    return Table(
+        caption="Shape of the loss curve: share and number of curves (items × cells)",
+        columns=("Arm", "Items of", "Curves", *_VERDICT_COLUMNS),
+        rows=tuple(rows),
+        numeric=frozenset({"Curves", *_VERDICT_COLUMNS}),
+    )
+
+
+def _share_entry(count: int, total: int) -> Entry:
+    share = count / total if total else 0.0
+    return Entry(f"{format_share(share)} ({count:,})", share=share)
+
+
+def _heat_map(cell: CellRecord, traced: Json, top_loss: float) -> Chart:
+    items = sorted(traced["items"], key=_order_of)[:MAX_HEAT_ROWS]
+    losses = [[_or_nan(loss) for loss in item["losses"]] for item in items]
+    num_task = sum(item.get("role", "task") == "task" for item in items)
+    draw = partial(figures.loss_heat_map, losses, num_task, traced["steps"], top_loss=top_loss)
+    return Chart(cell_title(cell), to_svg(draw, f"heat-{cell.name}"), "")
+
+
+def _order_of(item: Json) -> tuple[bool, float, float]:
+    """Task items first; within a role those that fall early first, never-falling ones last."""
+    midpoint = as_number(item.get("midpoint_step"))
+    losses = [loss for loss in map(as_number, item["losses"]) if loss is not None]
+    last = losses[-1] if losses else 0.0
+    is_general = item.get("role", "task") != "task"
+    return (is_general, midpoint if midpoint is not None else float("inf"), last)
+
+
+def _top_loss(shown: Iterable[CellRecord], cells: dict[str, Json]) -> float:
+    losses = [
+        loss
+        for cell in shown
+        for item in cells[cell.name]["items"]
+        for loss in map(as_number, item["losses"])
+        if loss is not None
+    ]
+    return sorted(losses)[int(0.98 * (len(losses) - 1))] if losses else 1.0
+
+
+def _small_multiples(shown: Sequence[CellRecord], cells: dict[str, Json]) -> Chart | None:
+    """Draw single items under TELL and SFT: the sharpest steps first, then other verdicts."""
+    lead = next((cell for cell in shown if cell.arm == "tell"), shown[0] if shown else None)
+    if lead is None:
+        return None
+    others = [cell for cell in shown if cell.arm in ("sft", "sft_matched")]
+    chosen = _chosen_items(cells[lead.name]["items"])
+    panels = [(_item_title(item), _lines_of(item, (lead, *others), cells)) for item in chosen]
+    panels = [(title, lines) for title, lines in panels if lines]
+    if not panels:
+        return None
+    wide = partial(_draw_items, panels, 4)
+    narrow = partial(_draw_items, panels, 2)
+    return Chart(
+        title=f"Single task items: {cell_title(lead)}, and SFT at the same budget",
+        svg=to_svg(wide, "items"),
+        narrow_svg=to_svg(narrow, "items-narrow"),
+        caption="Loss in nats per token by optimiser step, both arms on the same item.",
+        legend=legend_of([cell.arm for cell in (lead, *others)]),
+    )
+
+
+def _draw_items(panels: Any, columns: int, palette: Palette) -> Figure:
+    return figures.item_curves(panels, palette, columns=columns)
+
+
+def _chosen_items(items: Sequence[Json]) -> list[Json]:
+    """Take task items of every verdict in turn, the sharpest of each first."""
+    ranked = {
+        verdict: sorted(
+            (i for i in items if i.get("verdict") == verdict and i.get("role", "task") == "task"),
+            key=lambda item: -(as_number(item.get("sharpness")) or 0.0),
+        )
+        for verdict in VERDICTS
+    }
+    rounds = range(max((len(group) for group in ranked.values()), default=0))
+    mixed = [group[place] for place in rounds for group in ranked.values() if place < len(group)]
+    chosen = mixed[:MAX_ITEMS]
+    return sorted(chosen, key=lambda item: VERDICTS.index(item["verdict"]))
+
+
+def _item_title(item: Json) -> str:
+    name = str(item.get("item"))
+    return f"{item.get('verdict')} · {name if len(name) <= 18 else name[:17] + '…'}"
+
+
+def _lines_of(
+    item: Json, shown: Iterable[CellRecord], cells: dict[str, Json]
+) -> dict[str, list[tuple[float, float]]]:
+    lines = {}
+    for cell in shown:
+        traced = cells[cell.name]
+        same = next((one for one in traced["items"] if one.get("item") == item.get("item")), None)
+        points = _points(traced["steps"], same["losses"]) if same else []
+        if points:
+            lines[cell.arm] = points
+    return lines
+
+
+def _points(steps: Iterable[Any], losses: Iterable[Any]) -> list[tuple[float, float]]:
+    pairs = zip(map(as_number, steps), map(as_number, losses), strict=False)
+    return [(step, loss) for step, loss in pairs if step is not None and loss is not None]
+
+
+def _or_nan(value: object) -> float:
+    number = as_number(value)
+    return float("nan") if number is None else number
+
+
+_NO_EMERGENCE = (
+    "No per-item curves were analysed in this run (emergence.json is missing or empty). They need "
+    "trained arms with probe losses at enough steps."
+)
+_INTRO = (
+    "During training the loss of fixed probe items was measured at {least} or more steps, and a "
+    "shape was fitted to the curve of each item on its own. “Step” is one sharp drop, “gradual” a "
+    "smooth fall, “flat” no change shown, “rising” a growing loss; a verdict other than flat is "
+    "given only where it leads clearly (AICc difference of at least 4)."
+)
+_HEAT_CAPTION = (
+    "Each row is one probe item, each column one probe step (logarithmically spaced); dark is high "
+    "loss. Rows are ordered by when the item's loss fell."
+)

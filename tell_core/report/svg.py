@@ -1,0 +1,92 @@
+"""Turn a drawing into SVG that follows the page's theme, or into PNG.
+
+Text stays text and the background is transparent. A drawing is made with stand-in colours, and
+these become CSS variables: the same SVG reads on a light and on a dark page.
+"""
+
+import io
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import matplotlib as mpl
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from tell_core.report.palette import LIGHT, SENTINELS, Palette, css_variables
+
+SYSTEM_FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+_NAMESPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+_SURPLUS = re.compile(
+    r"<metadata>.*?</metadata>|<!--.*?-->|<style type=\"text/css\">.*?</style>", re.DOTALL
+)
+
+Draw = Callable[[Palette], Figure]
+
+
+def drawing_settings(salt: str = "tell") -> AbstractContextManager[None]:
+    """Settings under which everything is drawn; ``salt`` makes ids equal from run to run."""
+    return mpl.rc_context(
+        {
+            "font.family": "sans-serif",
+            "font.sans-serif": ["DejaVu Sans"],
+            "font.size": 9.0,
+            "svg.fonttype": "none",
+            "svg.hashsalt": salt,
+            "text.parse_math": False,
+            "axes.unicode_minus": True,
+        }
+    )
+
+
+def to_svg(draw: Draw, name: str) -> Markup:
+    """Draw with CSS variables as colours and return SVG to put into a page.
+
+    Text in the drawing is escaped by matplotlib.
+
+    Args:
+        draw: Draws the figure with the palette it is given.
+        name: Prefix of the ids inside, so that several drawings share one page.
+    """
+    svg = _fit_for_page(_save_svg(draw(SENTINELS), name), name)
+    for colour, sentinel in SENTINELS.items():
+        svg = svg.replace(sentinel, f"var(--{colour})")
+    return Markup(svg)
+
+
+def to_standalone_svg(draw: Draw, name: str) -> str:
+    """Return an SVG file of its own that follows the reader's light or dark theme."""
+    style = (
+        f"<style>:root{{{css_variables('light')} --sans: {SYSTEM_FONTS};}}"
+        f"@media (prefers-color-scheme: dark){{:root{{{css_variables('dark')}}}}}</style>"
+    )
+    head, rest = str(to_svg(draw, name)).split(">", 1)
+    return f"{head} {_NAMESPACES}>{style}{rest}"
+
+
+def to_png(draw: Draw, *, dots_per_inch: int = 160) -> bytes:
+    """Return the figure as PNG on light paper."""
+    buffer = io.BytesIO()
+    figure = draw(LIGHT)
+    with drawing_settings():
+        figure.savefig(buffer, format="png", dpi=dots_per_inch, facecolor=LIGHT["paper"])
+    return buffer.getvalue()
+
+
+def _save_svg(figure: Figure, name: str) -> str:
+    buffer = io.StringIO()
+    with drawing_settings(name):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def _fit_for_page(svg: str, name: str) -> str:
+    """Drop prolog, metadata and fixed size; make ids unique; take the page's font."""
+    view_box = re.search(r'viewBox="[^"]*"', svg)
+    body = _SURPLUS.sub("", svg[svg.index("<svg ") :]).split(">", 1)[1]
+    body = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', body)
+    body = re.sub(r'\b(?:xlink:)?href="#([^"]+)"', rf'href="#{name}-\1"', body)
+    body = body.replace("url(#", f"url(#{name}-").replace("xlink:href", "href")
+    body = re.sub(r"font-family: [^;\"]*", "font-family: var(--sans)", body)
+    body = re.sub(r"font: ([^'\"]*?)'DejaVu Sans'[^;\"]*", r"font: \1var(--sans)", body)
+    return f"<svg {view_box[0] if view_box else ''}>" + re.sub(r"\n\s*", "\n", body)

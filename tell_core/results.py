@@ -1,0 +1,379 @@
+"""The run directory's tables: manifest, results, predictions; and questions to them in SQL."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from tell_core.data.curation import curation_inputs
+from tell_core.errors import InputError, StoreError
+from tell_core.pipeline import STAGE_VERSIONS, CellOutcome, Stage, base_digest
+from tell_core.spec.identity import canonical_json, file_digest, fingerprint
+from tell_core.spec.loading import dump_spec
+from tell_core.spec.model import ExperimentSpec
+from tell_core.store import explain_disk_errors, is_intact, read_json, write_json, write_text
+
+RESULTS_SCHEMA = pa.schema(
+    [
+        ("experiment", pa.string()),
+        ("cell", pa.string()),
+        ("arm", pa.string()),
+        ("task_budget_tokens", pa.int64()),
+        ("task_tokens", pa.int64()),
+        ("general_budget_tokens", pa.int64()),
+        ("general_tokens", pa.int64()),
+        ("supervised_tokens", pa.int64()),
+        ("num_task_examples", pa.int64()),
+        ("task_epochs", pa.float64()),
+        ("steps", pa.int64()),
+        ("seed", pa.int64()),
+        ("metric", pa.string()),
+        ("score", pa.float64()),
+        ("num_items", pa.int64()),
+        ("train_seconds", pa.float64()),
+        ("tokens_per_second", pa.float64()),
+        ("peak_memory_bytes", pa.int64()),
+        ("mlflow_run_id", pa.string()),
+    ]
+)
+FINAL_FILES = (
+    "manifest.json",
+    "results.parquet",
+    "leverage.json",
+    "emergence.json",
+    "report.html",
+)
+_SEAL = "finished.json"
+_LEDGER_COLUMNS = (
+    "task_tokens",
+    "general_tokens",
+    "supervised_tokens",
+    "num_task_examples",
+    "task_epochs",
+    "steps",
+)
+_TRAINING_COLUMNS = ("train_seconds", "tokens_per_second", "peak_memory_bytes")
+_VERSIONED = ("tell", "torch", "transformers", "peft", "datasets", "duckdb", "prefect", "mlflow")
+
+
+SCORES_SQL = """
+select metric, arm, task_budget_tokens, general_budget_tokens,
+       round(avg(score), 4) as mean_score, round(stddev_samp(score), 4) as sd_over_seeds,
+       count(*) as num_seeds
+from results
+group by all
+order by metric, arm, task_budget_tokens, general_budget_tokens
+"""
+"""Mean score of every arm and budget."""
+
+
+def default_root(spec: ExperimentSpec) -> Path:
+    """Where an experiment's outputs go unless told otherwise."""
+    return Path("runs") / spec.name
+
+
+@contextmanager
+def sole_owner(root: Path) -> Iterator[None]:
+    """Hold the run directory; the lock ends with the process that holds it.
+
+    Raises:
+        StoreError: Another run holds it.
+    """
+    lock = FileLock(root / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise StoreError(
+            f"another run is working in {root}: wait for it to end, then run the same command"
+            " again; what it finished is reused"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def open_run(spec: ExperimentSpec, root: Path) -> None:
+    """Make the run directory, or check that it belongs to this experiment.
+
+    Raises:
+        InputError: The directory holds another experiment, or something else altogether.
+        StoreError: It cannot be written.
+    """
+    resolved = root / "spec.resolved.yaml"
+    if resolved.exists():
+        name = read_manifest_name(resolved)
+        if name != spec.name:
+            raise InputError(
+                f"{root} holds the experiment {name!r}, but this specification is named"
+                f" {spec.name!r}: choose another --out, or rename the experiment"
+            )
+    elif root.exists() and any(root.iterdir()) and not (root / "stages").is_dir():
+        raise InputError(
+            f"{root} is not empty and is no run directory: choose another --out for the results"
+        )
+    with explain_disk_errors(root):
+        root.mkdir(parents=True, exist_ok=True)
+    text = dump_spec(spec)
+    if not resolved.exists() or resolved.read_text(encoding="utf-8") != text:
+        write_text(resolved, text)
+
+
+def read_manifest_name(resolved: Path) -> str:
+    """The experiment's name in a resolved specification: its first line."""
+    first = resolved.read_text(encoding="utf-8").partition("\n")[0]
+    return first.removeprefix("name:").strip().strip("'\"")
+
+
+def write_results(
+    spec: ExperimentSpec,
+    root: Path,
+    curated: Stage,
+    outcomes: Sequence[CellOutcome],
+    tuning: Mapping[str, Any],
+    run_ids: Mapping[str, str],
+) -> Path:
+    """Write results.parquet, predictions/ and manifest.json from the cells' stages."""
+    rows = [row for outcome in outcomes for row in _result_rows(spec, outcome, run_ids)]
+    write_parquet(pa.Table.from_pylist(rows, schema=RESULTS_SCHEMA), root / "results.parquet")
+    for outcome in outcomes:
+        _write_predictions(outcome, root / "predictions" / f"{outcome.cell.name}.parquet")
+    _drop_stale_predictions(root, {outcome.cell.name for outcome in outcomes})
+    write_json(root / "manifest.json", _manifest(spec, curated, outcomes, tuning))
+    return root / "results.parquet"
+
+
+def write_parquet(table: pa.Table, path: Path) -> None:
+    """Replace a Parquet file in one step."""
+    with explain_disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        pq.write_table(table, aside, compression="zstd")
+        aside.replace(path)
+
+
+def query(root: Path, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Answer a question in SQL over the views ``results`` and ``predictions`` of a run.
+
+    Returns:
+        Column names and rows.
+
+    Raises:
+        InputError: There are no results, or the SQL is wrong.
+    """
+    results = root / "results.parquet"
+    if not results.exists():
+        raise InputError(f"no results in {root}: run `tell run` first, or give a run directory")
+    connection = duckdb.connect(":memory:")
+    connection.execute("set enable_progress_bar = false")
+    _view(connection, "results", results)
+    if any((root / "predictions").glob("*.parquet")):
+        _view(connection, "predictions", root / "predictions" / "*.parquet")
+    try:
+        cursor = connection.execute(sql)
+        return [column[0] for column in cursor.description], cursor.fetchall()
+    except duckdb.Error as error:
+        raise InputError(f"the SQL cannot be answered: {error}") from error
+
+
+def _view(connection: Any, name: str, path: Path) -> None:
+    quoted = str(path).replace("'", "''")
+    connection.execute(
+        f"create view {name} as select * from read_parquet('{quoted}', union_by_name = true)"
+    )
+
+
+def _result_rows(
+    spec: ExperimentSpec, outcome: CellOutcome, run_ids: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    cell = outcome.cell
+    ledger = read_json(outcome.mixed.path / "ledger.json")
+    training = read_json(outcome.trained.path / "summary.json") if outcome.trained else {}
+    shared = {
+        "experiment": spec.name,
+        "cell": cell.name,
+        "arm": cell.arm,
+        "task_budget_tokens": cell.task_budget_tokens,
+        "general_budget_tokens": cell.general_budget_tokens,
+        "seed": cell.seed,
+        "mlflow_run_id": run_ids.get(cell.name),
+        **{name: ledger.get(name) for name in _LEDGER_COLUMNS},
+        **{name: training.get(name) for name in _TRAINING_COLUMNS},
+    }
+    scores = read_json(outcome.evaluated.path / "scores.json")
+    return [
+        shared | {"metric": name, "score": entry["score"], "num_items": entry["num_items"]}
+        for name, entry in scores.items()
+    ]
+
+
+def _write_predictions(outcome: CellOutcome, path: Path) -> None:
+    lines = (outcome.evaluated.path / "predictions.jsonl").read_text(encoding="utf-8")
+    rows = [
+        {"cell": outcome.cell.name} | {name: _flat(value) for name, value in row.items()}
+        for row in map(json.loads, lines.splitlines())
+    ]
+    write_parquet(pa.Table.from_pylist(rows), path)
+
+
+def _flat(value: Any) -> Any:
+    """Nested values become JSON text: their shape differs from item to item."""
+    return canonical_json(value) if isinstance(value, dict | list) else value
+
+
+def _drop_stale_predictions(root: Path, names: set[str]) -> None:
+    for path in (root / "predictions").glob("*.parquet"):
+        if path.stem not in names:
+            path.unlink()
+
+
+def _manifest(
+    spec: ExperimentSpec,
+    curated: Stage,
+    outcomes: Sequence[CellOutcome],
+    tuning: Mapping[str, Any],
+) -> dict[str, Any]:
+    return {
+        "experiment": spec.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {name: _version(name) for name in _VERSIONED}
+        | {"python": platform.python_version()},
+        "git_commit": git_commit(),
+        "hardware": hardware(),
+        "stages": {"curate": curated.path.name},
+        "cells": {outcome.cell.name: _cell_record(outcome) for outcome in outcomes},
+        "tuning": dict(tuning),
+        "commands": [f"tell run {curated.root / 'spec.resolved.yaml'} --out {curated.root}"],
+    }
+
+
+def _cell_record(outcome: CellOutcome) -> dict[str, Any]:
+    cell = outcome.cell
+    return {
+        "arm": cell.arm,
+        "task_budget_tokens": cell.task_budget_tokens,
+        "general_budget_tokens": cell.general_budget_tokens,
+        "seed": cell.seed,
+        "mix": outcome.mixed.path.name,
+        "train": outcome.trained.path.name if outcome.trained else None,
+        "evaluate": outcome.evaluated.path.name,
+        "ledger": read_json(outcome.mixed.path / "ledger.json"),
+        "learning_rate": outcome.learning_rate,
+    }
+
+
+def hardware() -> dict[str, Any]:
+    """What the run was made on."""
+    import torch
+
+    return {
+        "machine": platform.machine(),
+        "system": platform.platform(terse=True),
+        "cpu_count": os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def git_commit() -> str | None:
+    """Commit of the project's checkout, or None when it is installed from a wheel."""
+    here = Path(__file__).resolve().parent
+    found = subprocess.run(
+        ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip() or None if found.returncode == 0 else None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def read_run(root: Path) -> dict[str, Any]:
+    """The manifest of a finished run.
+
+    Raises:
+        InputError: There is none.
+    """
+    try:
+        manifest: dict[str, Any] = read_json(root / "manifest.json")
+    except StoreError as error:
+        raise InputError(
+            f"{root} holds no finished run: give the directory that `tell run` printed"
+        ) from error
+    return manifest
+
+
+def seal_run(
+    spec: ExperimentSpec,
+    root: Path,
+    curated: Stage,
+    outcomes: Sequence[CellOutcome],
+    *,
+    is_tracked: bool,
+) -> None:
+    """Note that the run is finished, with what it was made from and what it consists of."""
+    stages = [curated]
+    for outcome in outcomes:
+        stages += [outcome.mixed, outcome.evaluated]
+        stages += [outcome.trained] if outcome.trained else []
+    seal = {
+        "identity": run_identity(spec),
+        "is_tracked": is_tracked,
+        "stages": sorted({stage.path.name for stage in stages}),
+        "files": {name: file_digest(root / name) for name in FINAL_FILES},
+    }
+    write_json(root / _SEAL, seal)
+
+
+def is_finished(spec: ExperimentSpec, root: Path, *, is_tracked: bool) -> bool:
+    """Whether a run of exactly this specification on exactly these data lies there, whole."""
+    if not (root / _SEAL).exists():
+        return False
+    seal = read_json(root / _SEAL)
+    if seal["identity"] != run_identity(spec) or (is_tracked and not seal["is_tracked"]):
+        return False
+    files = (root / name for name in FINAL_FILES)
+    if not all(path.exists() and file_digest(path) == seal["files"][path.name] for path in files):
+        return False
+    return all(is_intact(root / "stages" / name) for name in seal["stages"])
+
+
+def run_identity(spec: ExperimentSpec) -> str:
+    """Fingerprint of a whole run: specification, data, base model and versions of the stages."""
+    return fingerprint(
+        spec,
+        curation_inputs(spec),
+        base_digest(spec.model.id, spec.model.revision),
+        STAGE_VERSIONS,
+    )
+
+
+def source_rows(curated: Path) -> list[dict[str, Any]]:
+    """One row per source for a table: what was read, kept and set aside."""
+    return [
+        {
+            "source": source["name"],
+            "role": source["role"],
+            "format": source["format"],
+            "read": source["num_read"],
+            "kept": source["num_kept"],
+            "tokens": source["num_tokens"],
+            "set aside": ", ".join(f"{n} {reason}" for reason, n in source["rejects"].items()),
+        }
+        for source in read_json(curated / "profile.json")["sources"]
+    ]

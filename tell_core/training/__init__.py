@@ -1,0 +1,1 @@
+"""Training: base models, label masks, one loop for all arms, checkpoints, probes."""

@@ -1,0 +1,131 @@
+"""Checkpoints: written aside, sealed with digests, verified before they are used.
+
+A checkpoint is a directory ``step-<number>`` with tensors.safetensors, state.json, log.jsonl and
+the marker of a finished stage. At most two are kept; when the newest is damaged the one before
+serves.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tell_core.spec.identity import file_digest
+from tell_core.store import MARKER, explain_disk_errors, is_intact, read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+KEPT_CHECKPOINTS = 2
+_PARTIAL = ".partial"
+_TENSORS, _STATE, _LOG = "tensors.safetensors", "state.json", "log.jsonl"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that a training needs to go on after ``step`` optimiser steps.
+
+    Attributes:
+        step: Optimiser steps done.
+        identity: Fingerprint of what is trained, on what and how.
+        tensors: Weights, optimiser moments, kept weights and probe losses, by name.
+        state: Further state, JSON values only.
+        log: Text of the log of all steps so far.
+    """
+
+    step: int
+    identity: str
+    tensors: dict[str, torch.Tensor]
+    state: dict[str, Any]
+    log: str
+
+
+def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint under ``directory`` and remove all but the newest two.
+
+    Killed at any moment, it leaves the earlier checkpoints as they were.
+
+    Raises:
+        StoreError: The disk is full or not writable.
+    """
+    final = directory / f"step-{checkpoint.step:08d}"
+    partial = directory / _PARTIAL
+    with explain_disk_errors(directory):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        tensors = {name: value.contiguous() for name, value in checkpoint.tensors.items()}
+        save_file(tensors, partial / _TENSORS)
+        state = {"step": checkpoint.step, "identity": checkpoint.identity}
+        write_json(partial / _STATE, state | {"state": checkpoint.state})
+        (partial / _LOG).write_text(checkpoint.log, encoding="utf-8")
+        _seal(partial)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        _sync(directory)
+        for old in _newest_first(directory)[KEPT_CHECKPOINTS:]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def load_checkpoint(directory: Path, identity: str) -> Checkpoint | None:
+    """The newest intact checkpoint of this very training, or None.
+
+    Damaged checkpoints and those of another training are removed, with a warning.
+    """
+    for path in _newest_first(directory):
+        if not is_intact(path):
+            logger.warning("checkpoint %s is damaged; trying the one before", path)
+            shutil.rmtree(path)
+            continue
+        saved = read_json(path / _STATE)
+        if saved["identity"] != identity:
+            logger.warning(
+                "checkpoint %s belongs to another training (%s, this one is %s): its data, model,"
+                " seed or settings differ; removed",
+                path,
+                saved["identity"],
+                identity,
+            )
+            shutil.rmtree(path)
+            continue
+        tensors = load_file(path / _TENSORS)
+        log = (path / _LOG).read_text(encoding="utf-8")
+        return Checkpoint(saved["step"], identity, tensors, saved["state"], log)
+    return None
+
+
+def remove_checkpoints(directory: Path) -> None:
+    """Remove all checkpoints, after the training has succeeded."""
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _newest_first(directory: Path) -> list[Path]:
+    return sorted(directory.glob("step-*"), reverse=True)
+
+
+def _seal(directory: Path) -> None:
+    """Sync every file to disk, then write the marker with sizes and digests."""
+    records = {}
+    for path in _files(directory):
+        _sync(path)
+        records[path.name] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+    write_json(directory / MARKER, {"files": records})
+    _sync(directory)
+
+
+def _files(directory: Path) -> Iterator[Path]:
+    return (path for path in sorted(directory.iterdir()) if path.is_file())
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

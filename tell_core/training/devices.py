@@ -1,0 +1,147 @@
+"""Devices: which one, in which number format, for whom, and how much memory it took."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import resource
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from tell_core.errors import SpecError
+
+logger = logging.getLogger(__name__)
+
+DeviceName = Literal["auto", "cpu", "cuda"]
+DtypeName = Literal["auto", "float32", "bfloat16"]
+
+
+def resolve_device(name: DeviceName = "auto") -> torch.device:
+    """The device to compute on; auto takes the first visible GPU when there is one.
+
+    Raises:
+        SpecError: A GPU was asked for and none is visible.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise SpecError(
+            f"device: cuda was asked for, but torch {torch.__version__} sees no CUDA GPU here; "
+            "use device: cpu or auto, or install a CUDA build of torch"
+        )
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", 0)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Number formats of one training.
+
+    Attributes:
+        weights: Format of the base weights in memory. Trained weights are always float32.
+        compute: Format of matrix products under autocast, or None for that of the weights.
+    """
+
+    weights: torch.dtype
+    compute: torch.dtype | None
+
+    @property
+    def name(self) -> str:
+        """Name of the format in which matrix products are computed, such as ``bfloat16``."""
+        return str(self.compute or self.weights).removeprefix("torch.")
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        """Context in which the forward pass runs."""
+        if self.compute is None:
+            return nullcontext()
+        return torch.autocast(device.type, dtype=self.compute)
+
+
+def resolve_precision(
+    dtype: DtypeName, device: torch.device, method: Literal["lora", "full"] = "lora"
+) -> Precision:
+    """Number formats for a device; auto means bfloat16 on a GPU that has it, else float32.
+
+    TF32 stays off (PyTorch's default), so float32 on a GPU means float32. With bfloat16, frozen
+    base weights are kept in bfloat16 and everything that is trained in float32.
+
+    Args:
+        dtype: As in the model specification.
+        device: Where it will run.
+        method: ``lora`` freezes the base weights, ``full`` trains them.
+    """
+    if dtype == "auto":
+        has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        dtype = "bfloat16" if has_bfloat16 else "float32"
+    if dtype == "float32":
+        return Precision(torch.float32, None)
+    return Precision(torch.float32 if method == "full" else torch.bfloat16, torch.bfloat16)
+
+
+@contextmanager
+def exclusive_device(device: torch.device) -> Iterator[None]:
+    """Hold a GPU against other processes of this machine; waits for whoever holds it.
+
+    The lock is an OS file lock: it dies with its process, however that ends. A CPU is never
+    locked. Not re-entrant.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    path = _lock_path(device)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _wait_for_lock(descriptor, device)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock_path(device: torch.device) -> Path:
+    """Lock file of a physical GPU; by its UUID, for indices change with visibility."""
+    properties = torch.cuda.get_device_properties(device)
+    identity = getattr(properties, "uuid", device.index or 0)
+    return Path(tempfile.gettempdir()) / f"tell-gpu-{identity}.lock"
+
+
+def _wait_for_lock(descriptor: int, device: torch.device) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(descriptor, 32, 0).decode(errors="replace") or "unknown"
+        logger.info("waiting for GPU %s, held by process %s", device, holder)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start measuring peak memory anew (GPU only: a process cannot reset its own peak)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Peak memory in bytes: allocated on the GPU, or resident of this process on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(resident) * (1 if sys.platform == "darwin" else 1024)
+
+
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Compute with ``count`` CPU threads, then as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tell_core.data.budgets import select_from_sources, select_within_budget, split_budget
+from tell_core.errors import TokenBudgetError
+
+counts_lists = st.lists(st.integers(1, 50), min_size=1, max_size=60)
+seeds = st.integers(-3, 10)
+
+
+@given(counts_lists, st.integers(50, 2000), st.integers(0, 1000), seeds)
+def test_smaller_budget_selects_a_prefix_of_larger(counts, budget, more, seed):
+    array = np.asarray(counts)
+
+    small = select_within_budget(array, budget, seed)
+    large = select_within_budget(array, budget + more, seed)
+
+    assert small.tolist() == large[: len(small)].tolist()
+
+
+@given(counts_lists, st.integers(50, 2000), seeds)
+def test_selection_is_whole_distinct_and_never_over_budget(counts, budget, seed):
+    array = np.asarray(counts)
+
+    chosen = select_within_budget(array, budget, seed)
+
+    assert len(set(chosen.tolist())) == len(chosen) >= 1
+    assert array[chosen].sum() <= budget
+
+
+@given(counts_lists, seeds)
+def test_budget_beyond_the_pool_takes_every_example_once(counts, seed):
+    chosen = select_within_budget(np.asarray(counts), sum(counts) + 1, seed)
+
+    assert sorted(chosen.tolist()) == list(range(len(counts)))
+
+
+@given(counts_lists, st.integers(50, 2000), seeds)
+def test_selection_stops_at_the_first_example_that_would_exceed(counts, budget, seed):
+    array = np.asarray(counts)
+    order = select_within_budget(array, int(array.sum()), seed)
+
+    chosen = select_within_budget(array, budget, seed)
+
+    if len(chosen) < len(order):
+        assert array[order[: len(chosen) + 1]].sum() > budget
+
+
+def test_budget_smaller_than_the_first_example_is_an_error_with_its_size():
+    with pytest.raises(TokenBudgetError, match="10 tokens.*has 25 tokens"):
+        select_within_budget(np.asarray([25]), 10, seed=0)
+
+
+sources = st.lists(
+    st.tuples(st.floats(0.1, 10), st.integers(0, 500)), min_size=1, max_size=5
+)
+
+
+@given(sources, st.integers(1, 3000), st.integers(0, 500))
+def test_shares_of_a_larger_budget_are_never_smaller(sources, budget, more):
+    weights, available = zip(*sources, strict=True)
+
+    small = split_budget(budget, weights, available)
+    large = split_budget(budget + more, weights, available)
+
+    assert all(a <= b for a, b in zip(small, large, strict=True))
+
+
+@given(sources, st.integers(1, 3000))
+def test_shares_use_the_budget_up_to_rounding_or_the_pool(sources, budget):
+    weights, available = zip(*sources, strict=True)
+
+    shares = split_budget(budget, weights, available)
+
+    assert all(share <= most for share, most in zip(shares, available, strict=True))
+    assert min(budget, sum(available)) - len(sources) < sum(shares) <= budget
+
+
+def test_budget_is_split_by_weight():
+    assert split_budget(400, [3.0, 1.0], [1000, 1000]) == [300, 100]
+
+
+def test_what_one_source_lacks_goes_to_the_others():
+    assert split_budget(400, [1.0, 1.0, 2.0], [10, 1000, 1000]) == [10, 130, 260]
+
+
+@given(st.lists(st.integers(1, 9), min_size=20, max_size=40), st.integers(40, 200), seeds)
+def test_choice_over_sources_is_nested_source_by_source(counts, budget, seed):
+    array, names = np.asarray(counts), ["ab"[row % 2] for row in range(len(counts))]
+    weights = {"a": 2.0, "b": 1.0}
+
+    small = select_from_sources(array, names, weights, budget, seed)
+    large = select_from_sources(array, names, weights, budget + 30, seed)
+
+    assert set(small.tolist()) <= set(large.tolist())
+    assert array[large].sum() <= budget + 30
+
+
+def test_general_budget_that_holds_nothing_is_an_error():
+    with pytest.raises(TokenBudgetError, match="general budget of 3 tokens holds no example"):
+        select_from_sources(np.asarray([9, 9]), ["a", "b"], {"a": 1.0, "b": 1.0}, 3, seed=0)

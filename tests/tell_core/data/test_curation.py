@@ -1,0 +1,292 @@
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from tell_core.data.curation import PARTS, curate, curation_inputs
+from tell_core.errors import AnchorError, DataError
+from tell_core.store import read_json
+
+from .worlds import PREFIX, general_rows, make_spec, task_rows, write_rows, write_world
+
+
+@pytest.fixture
+def world(tmp_path):
+    write_world(tmp_path)
+    return tmp_path
+
+
+def _curate(world, tokenizer, **sections):
+    out = world / "out"
+    profile = curate(make_spec(world, **sections), tokenizer, out)
+    tables = {part: pq.read_table(out / f"{part}.parquet").to_pylist() for part in PARTS}
+    for name in ("rejects", "overlap"):
+        tables[name] = pq.read_table(out / f"{name}.parquet").to_pylist()
+    return profile, tables
+
+
+def _reasons(tables):
+    return sorted((row["source"], row["line"], row["reason"]) for row in tables["rejects"])
+
+
+def test_every_row_read_is_kept_or_set_aside(world, tokenizer):
+    with (world / "train.jsonl").open("a") as file:
+        file.write('{"prompt": "x"}\nnot json\n')
+    write_rows(world / "chat.jsonl", [*general_rows(30, "chat"), *general_rows(5, "chat")])
+
+    profile, tables = _curate(world, tokenizer)
+
+    for source in profile["sources"]:
+        assert source["num_read"] == source["num_kept"] + sum(source["rejects"].values())
+    num_rows = sum(len(tables[part]) for part in (*PARTS, "rejects"))
+    assert num_rows == sum(source["num_read"] for source in profile["sources"])
+    assert {row["reason"] for row in tables["rejects"]} == {"missing_column", "bad_json", "duplicate"}
+
+
+def test_corpora_have_the_promised_columns_and_types(world, tokenizer):
+    _curate(world, tokenizer)
+
+    for part in PARTS:
+        schema = pq.read_schema(world / "out" / f"{part}.parquet")
+        assert {field.name: str(field.type) for field in schema} == {
+            "row": "int64",
+            "source": "string",
+            "file": "string",
+            "line": "int64",
+            "example_id": "string",
+            "system": "string",
+            "history": "string",
+            "prompt": "string",
+            "response": "string",
+            "extra": "string",
+            "num_tokens": "int64",
+            "num_response_tokens": "int64",
+            "input_ids": "list<element: int32>",
+            "response_start": "int32",
+        }
+
+
+def test_task_prompts_are_bare_and_the_anchor_is_recorded(world, tokenizer):
+    _, tables = _curate(world, tokenizer)
+
+    anchor = read_json(world / "out" / "anchor.json")
+    assert anchor["text"] == anchor["own_instruction"] == PREFIX
+    assert anchor["num_anchor_tokens"] == len(tokenizer(PREFIX)["input_ids"])
+    for part in ("task_train", "task_dev", "task_test"):
+        assert all(row["prompt"].startswith("task word") for row in tables[part])
+
+
+def test_token_counts_are_those_of_the_rendering_without_anchor(world, tokenizer):
+    _, tables = _curate(world, tokenizer)
+
+    for row in tables["task_train"] + tables["general"]:
+        assert row["num_tokens"] == len(row["input_ids"])
+        assert row["num_response_tokens"] == len(row["input_ids"]) - row["response_start"]
+        text = tokenizer.decode(row["input_ids"])
+        assert text.endswith(f"user\n{row['prompt']}<|end|>\n<|start|>assistant\n{row['response']}<|end|>")
+        assert PREFIX not in text
+
+
+def test_duplicates_are_removed_within_the_task_and_across_general_sources(world, tokenizer):
+    write_rows(world / "train.jsonl", [*task_rows(30), *task_rows(2)])
+    write_rows(world / "chat.jsonl", [*general_rows(20, "chat"), *general_rows(1, "general")])
+
+    _, tables = _curate(world, tokenizer)
+
+    assert _reasons(tables) == [
+        ("chat", 21, "duplicate"),
+        ("train", 31, "duplicate"),
+        ("train", 32, "duplicate"),
+    ]
+
+
+def test_duplicates_stay_when_asked(world, tokenizer):
+    write_rows(world / "train.jsonl", [*task_rows(30), *task_rows(2)])
+
+    profile, _ = _curate(
+        world, tokenizer, curation={"drop_duplicates": False, "general_heldout_examples": 8}
+    )
+
+    assert profile["sources"][0]["num_kept"] == 32
+
+
+@pytest.fixture
+def overlapping(world):
+    """Test item 10000 in the training data, 10001 in general data with and without instruction."""
+    twin = {"prompt": f"{PREFIX}TASK  word\n10000", "response": "answer 10000", "anchor_len": 33}
+    write_rows(world / "train.jsonl", [*task_rows(30), twin | {"anchor_len": len(PREFIX)}])
+    test = task_rows(1, start=10_001)[0]
+    leaks = [
+        {"prompt": test["prompt"].removeprefix(PREFIX), "response": "other"},
+        {"prompt": test["prompt"], "response": test["response"].upper()},
+    ]
+    write_rows(world / "chat.jsonl", [*general_rows(20, "chat"), *leaks])
+    return world
+
+
+def test_overlap_with_the_test_set_is_listed_and_removed(overlapping, tokenizer):
+    _, tables = _curate(overlapping, tokenizer)
+
+    found = [
+        (row["source"], row["line"], row["test_source"], row["test_line"], row["matched"])
+        for row in tables["overlap"]
+    ]
+    assert found == [
+        ("train", 31, "test", 1, "prompt_and_response"),
+        ("chat", 21, "test", 2, "prompt"),
+        ("chat", 22, "test", 2, "prompt_and_response"),
+    ]
+    assert all(row["dropped"] for row in tables["overlap"])
+    assert [reason for _, _, reason in _reasons(tables)] == ["test_overlap"] * 3
+
+
+def test_overlap_is_listed_but_kept_when_asked(overlapping, tokenizer):
+    _, tables = _curate(
+        overlapping, tokenizer, curation={"drop_test_overlap": False, "general_heldout_examples": 8}
+    )
+
+    assert [row["dropped"] for row in tables["overlap"]] == [False] * 3
+    assert tables["rejects"] == []
+
+
+def test_too_long_counts_the_anchor(world, tokenizer):
+    _, tables = _curate(world, tokenizer)
+    longest = max(row["num_tokens"] for row in tables["task_train"] + tables["task_dev"])
+    anchor = read_json(world / "out" / "anchor.json")["num_anchor_tokens"]
+
+    _, tables = _curate(
+        world,
+        tokenizer,
+        curation={"max_tokens": longest + anchor - 1, "general_heldout_examples": 8},
+    )
+
+    too_long = [row for row in tables["rejects"] if row["reason"] == "too_long"]
+    assert {row["source"] for row in too_long} >= {"train"}
+    assert all(row["num_tokens"] + anchor < longest + anchor for row in tables["task_train"])
+
+
+def test_dev_and_heldout_are_carved_out_by_seed(world, tokenizer):
+    _, first = _curate(world, tokenizer)
+    _, again = _curate(world, tokenizer)
+    _, other = _curate(
+        world, tokenizer, curation={"seed": 1, "general_heldout_examples": 8, "max_tokens": 400}
+    )
+
+    for part in ("task_dev", "general_heldout"):
+        assert len(first[part]) == 8
+        assert first[part] == again[part]
+        assert first[part] != other[part]
+    ids = {row["example_id"] for row in first["task_train"]}
+    assert not ids & {row["example_id"] for row in first["task_dev"]}
+
+
+def test_dev_source_is_used_as_given(world, tokenizer):
+    write_rows(world / "dev.jsonl", task_rows(5, start=500))
+    task = {"name": "task"} | {
+        part: str(world / f"{part}.jsonl") for part in ("train", "dev", "test")
+    }
+
+    profile, tables = _curate(world, tokenizer, task=task)
+
+    assert len(tables["task_dev"]) == 5
+    assert len(tables["task_train"]) == 60
+    assert [source["role"] for source in profile["sources"]][:3] == [
+        "task_train",
+        "task_dev",
+        "task_test",
+    ]
+
+
+def test_outputs_are_byte_identical_when_repeated(world, tokenizer):
+    _curate(world, tokenizer)
+    before = {path.name: path.read_bytes() for path in (world / "out").iterdir()}
+
+    _curate(world, tokenizer)
+
+    assert before == {path.name: path.read_bytes() for path in (world / "out").iterdir()}
+
+
+def test_experiment_without_general_data_has_empty_general_corpora(world, tokenizer):
+    profile, tables = _curate(
+        world, tokenizer, general=[], arms=["base", "sft"], budgets={"task_tokens": 600}
+    )
+
+    assert tables["general"] == tables["general_heldout"] == []
+    assert [source["role"] for source in profile["sources"]] == ["task_train", "task_test"]
+
+
+def test_profile_says_what_was_decided_and_measured(world, tokenizer):
+    profile, tables = _curate(world, tokenizer)
+
+    train = profile["sources"][0]
+    lengths = [row["num_tokens"] for row in tables["task_train"] + tables["task_dev"]]
+    assert (train["format_given"], train["format"]) == ("auto", "prompt_response")
+    assert train["num_tokens"] == sum(lengths)
+    assert train["tokens_max"] == max(lengths)
+    assert sum(train["histogram"]["counts"]) == len(lengths)
+    assert len(train["histogram"]["edges"]) == len(train["histogram"]["counts"]) + 1
+    assert len(train["files"][0]["sha256"]) == 64
+
+
+def test_anchor_longer_than_the_limit_is_a_clear_error(world, tokenizer):
+    with pytest.raises(AnchorError, match=r"anchor prompt has \d+ tokens.*max_tokens` is 5"):
+        _curate(world, tokenizer, curation={"max_tokens": 5})
+
+
+def test_no_example_within_the_limit_is_a_clear_error(world, tokenizer):
+    with pytest.raises(DataError, match=r"task\.train: no example is left.*too_long 60"):
+        _curate(world, tokenizer, curation={"max_tokens": 40})
+
+
+def test_too_few_examples_for_dev_is_a_clear_error(world, tokenizer):
+    write_rows(world / "train.jsonl", task_rows(8))
+
+    with pytest.raises(DataError, match=r"task_train has 8 examples.*lower `task\.dev_examples`"):
+        _curate(world, tokenizer)
+
+
+def test_row_that_is_all_prefix_is_set_aside(world, tokenizer):
+    rows = [*task_rows(30), {"prompt": PREFIX, "response": "x", "anchor_len": len(PREFIX)}]
+    write_rows(world / "train.jsonl", rows)
+
+    _, tables = _curate(world, tokenizer)
+
+    assert _reasons(tables) == [("train", 31, "empty_prompt")]
+
+
+def test_length_column_that_is_not_there_names_the_rows(world, tokenizer):
+    with pytest.raises(AnchorError, match=r"length_column.*train\.jsonl, line 1"):
+        _curate(world, tokenizer, anchor={"length_column": "prefix_len"})
+
+
+def test_conversations_are_curated_with_their_history(world, tokenizer):
+    turns = [("user", "one"), ("assistant", "two"), ("user", "three"), ("assistant", "four")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    rows = [{"messages": [*messages[:-1], {"role": "assistant", "content": f"{n}"}]} for n in range(20)]
+    write_rows(world / "chat.jsonl", rows)
+
+    _, tables = _curate(world, tokenizer)
+
+    row = next(row for row in tables["general"] if row["source"] == "chat")
+    assert json.loads(row["history"]) == messages[:2]
+    assert "one<|end|>" in tokenizer.decode(row["input_ids"])
+
+
+def test_progress_is_reported_in_rising_order(world, tokenizer):
+    calls = []
+
+    curate(make_spec(world), tokenizer, world / "out", lambda *call: calls.append(call))
+
+    assert list(dict.fromkeys(step for step, _, _ in calls)) == ["read", "encode", "write"]
+    assert all(done <= total for _, done, total in calls)
+
+
+def test_inputs_follow_the_data_and_not_their_directory(world, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    write_world(elsewhere)
+
+    inputs = curation_inputs(make_spec(world))
+
+    assert inputs == curation_inputs(make_spec(elsewhere))
+    write_rows(elsewhere / "chat.jsonl", general_rows(1))
+    assert inputs != curation_inputs(make_spec(elsewhere))

@@ -1,0 +1,334 @@
+import json
+
+import numpy as np
+import pytest
+
+from tell_core.data.anchors import random_anchor
+from tell_core.data.corpus import Corpus
+from tell_core.data.curation import curate, renderer_for
+from tell_core.data.encoding import EncodedExamples, Mixture
+from tell_core.data.mixtures import build_cell_inputs, plan_cell
+from tell_core.errors import DataError, TokenBudgetError
+from tell_core.spec.arms import ARM_NAMES, parse_arm
+from tell_core.spec.cells import Cell
+from tell_core.store import read_json
+
+from .worlds import PREFIX, make_spec, write_world
+
+ARMS = [name.replace("(k)", "(3)") for name in ARM_NAMES]
+TRAINED = [name for name in ARMS if parse_arm(name).is_trained]
+
+
+class World:
+    """Curated data, and a place to build cells in."""
+
+    def __init__(self, directory, tokenizer, **sections):
+        write_world(directory)
+        self.directory = directory
+        self.spec = make_spec(directory, **sections)
+        self.curated = directory / "curated"
+        curate(self.spec, tokenizer, self.curated)
+        self.renderer = renderer_for(self.spec, tokenizer)
+
+    def cell(self, arm, budget=600, general=2000, seed=0):
+        kind = parse_arm(arm)
+        has_general = kind.uses_general or kind.matches_steps
+        return Cell(arm, budget if kind.uses_task else None, general if has_general else None, seed)
+
+    def build(self, cell, spec=None, name="mix", num_steps=None):
+        out = self.directory / f"{name}-{cell.name}"
+        out.mkdir(exist_ok=True)
+        build_cell_inputs(spec or self.spec, cell, self.curated, self.renderer, out, num_steps)
+        return Built(out, self.renderer.tokenizer)
+
+
+class Built:
+    """What was written for one cell."""
+
+    def __init__(self, out, tokenizer):
+        self.out, self.tokenizer = out, tokenizer
+        self.ledger = read_json(out / "ledger.json")
+
+    @property
+    def mixture(self):
+        return Mixture.load(self.out / "mixture.safetensors")
+
+    def encoded(self, name):
+        return EncodedExamples.load(self.out / f"{name}.safetensors")
+
+    def lines(self, name):
+        return [json.loads(line) for line in (self.out / name).read_text().splitlines()]
+
+    def texts(self, examples, is_task):
+        rows = np.flatnonzero(examples.is_task == is_task)
+        return [self.tokenizer.decode(examples.example(row)) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, tokenizer):
+    return World(tmp_path_factory.mktemp("world"), tokenizer)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_planned_ledger_is_the_ledger_of_the_run(world, arm):
+    cell = world.cell(arm)
+
+    planned = plan_cell(world.spec, cell, world.curated, world.renderer)
+
+    assert planned == world.build(cell).ledger
+
+
+@pytest.mark.parametrize("arm", [arm for arm in TRAINED if arm != "sft_matched"])
+@pytest.mark.parametrize("seed", [0, 3])
+def test_every_example_comes_exactly_once_per_epoch(world, arm, seed):
+    mixture = world.build(world.cell(arm, seed=seed)).mixture
+
+    for epoch in mixture.order.reshape(world.spec.training.epochs, -1):
+        assert sorted(epoch.tolist()) == list(range(len(mixture.examples)))
+
+
+@pytest.mark.parametrize("arm", TRAINED)
+def test_ledger_counts_what_the_mixture_holds(world, arm):
+    built = world.build(world.cell(arm))
+    examples, order, ledger = built.mixture.examples, built.mixture.order, built.ledger
+
+    assert ledger["rendered_tokens"] == examples.lengths[order].sum()
+    assert ledger["supervised_tokens"] == examples.supervised_counts[order].sum()
+    assert ledger["num_task_examples"] == examples.is_task.sum()
+    assert ledger["num_general_examples"] == (~examples.is_task).sum()
+    assert ledger["task_rendered_tokens"] == examples.lengths[examples.is_task].sum()
+    assert ledger["steps"] == built.mixture.num_steps(world.spec.training.batch_size)
+    assert ledger["task_tokens"] <= (ledger["task_budget_tokens"] or 0)
+    assert ledger["general_tokens"] <= (ledger["general_budget_tokens"] or 0)
+
+
+def test_all_arms_draw_the_same_task_examples(world):
+    ids = {arm: _task_prompts(world.build(world.cell(arm))) for arm in TRAINED}
+    del ids["general_only"]
+
+    assert len(set(map(tuple, ids.values()))) == 1
+
+
+def _task_prompts(built):
+    """Bare task prompts of a mixture, in order of choice."""
+    texts = built.texts(built.mixture.examples, is_task=True)
+    return [text.split("task word")[1].split("<|end|>")[0] for text in texts]
+
+
+def test_larger_budget_begins_with_the_examples_of_the_smaller(world):
+    small = _task_prompts(world.build(world.cell("tell", budget=600)))
+    large = _task_prompts(world.build(world.cell("tell", budget=1500)))
+
+    assert small == large[: len(small)]
+    assert len(small) < len(large)
+
+
+def test_seeds_draw_different_examples(world):
+    first, second = (_task_prompts(world.build(world.cell("sft", seed=seed))) for seed in (0, 1))
+
+    assert first != second
+
+
+@pytest.mark.parametrize("batch_size", [3, 4, 7])
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_matched_arm_has_the_steps_of_tell(world, batch_size, epochs):
+    training = world.spec.training.model_copy(update={"batch_size": batch_size, "epochs": epochs})
+    spec = world.spec.model_copy(update={"training": training})
+
+    tell = world.build(world.cell("tell"), spec, "steps").ledger
+    matched = world.build(world.cell("sft_matched"), spec, "steps").ledger
+
+    assert matched["steps"] == tell["steps"]
+    assert matched["num_task_examples"] == tell["num_task_examples"]
+    assert matched["num_general_examples"] == matched["general_tokens"] == 0
+    assert matched["task_epochs"] > epochs
+
+
+def test_matched_arm_repeats_whole_shuffled_epochs(world):
+    mixture = world.build(world.cell("sft_matched")).mixture
+
+    count = len(mixture.examples)
+    whole = len(mixture.order) // count * count
+    epochs = mixture.order[:whole].reshape(-1, count)
+    assert all(sorted(epoch.tolist()) == list(range(count)) for epoch in epochs)
+    assert epochs[0].tolist() != epochs[1].tolist()
+
+
+def test_matched_arm_takes_a_number_of_steps_when_given(world):
+    built = world.build(world.cell("sft_matched"), name="given", num_steps=11)
+
+    assert built.ledger["steps"] == 11
+    assert len(built.mixture.order) == 11 * world.spec.training.batch_size
+
+
+@pytest.mark.parametrize(
+    ("arm", "on_task", "on_general"),
+    [
+        ("sft", True, None),
+        ("tell", True, False),
+        ("tell_no_anchor", False, False),
+        ("tell_random_anchor", False, False),
+        ("tell_anchor_all", True, True),
+        ("tell_task_first", True, False),
+    ],
+)
+def test_anchor_stands_where_the_arm_says(world, arm, on_task, on_general):
+    built = world.build(world.cell(arm))
+    examples = built.mixture.examples
+
+    assert {PREFIX in text for text in built.texts(examples, is_task=True)} == {on_task}
+    general = {PREFIX in text for text in built.texts(examples, is_task=False)}
+    assert general == (set() if on_general is None else {on_general})
+    for name in ("test", "probe"):
+        encoded = built.encoded(name)
+        assert {PREFIX in text for text in built.texts(encoded, is_task=True)} == {on_task}
+
+
+@pytest.mark.parametrize("arm", ["base", "base_few_shot", "general_only"])
+def test_arms_without_task_data_are_tested_with_the_anchor(world, arm):
+    built = world.build(world.cell(arm))
+
+    assert all(PREFIX in text for text in built.texts(built.encoded("test"), is_task=True))
+
+
+def test_random_anchor_is_as_long_as_the_anchor_and_drawn_by_seed(world):
+    anchor = read_json(world.curated / "anchor.json")
+    built = world.build(world.cell("tell_random_anchor", seed=1))
+    text = random_anchor(world.renderer.tokenizer, anchor["num_anchor_tokens"], 1)
+
+    assert all(text in shown for shown in built.texts(built.mixture.examples, is_task=True))
+    tell = world.build(world.cell("tell", seed=1)).ledger
+    assert built.ledger["task_rendered_tokens"] == tell["task_rendered_tokens"]
+
+
+def test_untrained_arms_have_no_mixture(world):
+    built = world.build(world.cell("base"))
+
+    assert not (built.out / "mixture.safetensors").exists()
+    assert not (built.out / "shuffle_proof.json").exists()
+    assert built.ledger["steps"] == built.ledger["task_tokens"] == 0
+    assert len(built.encoded("test")) == 12
+
+
+def test_few_shot_prompts_hold_the_first_examples_of_the_seed(world):
+    built = world.build(world.cell("base_few_shot"))
+    sft = _task_prompts(world.build(world.cell("sft")))
+
+    for text in built.texts(built.encoded("test"), is_task=True):
+        parts = [part.split("<|end|>")[0] for part in text.split("task word")[1:]]
+        assert parts[:2] == sft[:2]
+        assert len(parts) == 3
+    assert built.ledger["num_task_examples"] == 2
+    assert built.ledger["task_tokens"] > 0
+
+
+def test_shuffled_arms_with_equal_data_have_equal_orders(world):
+    proofs = [
+        read_json(world.build(world.cell(arm)).out / "shuffle_proof.json")
+        for arm in ("tell", "tell_no_anchor", "tell_anchor_all")
+    ]
+
+    assert len({proof["order_digest"] for proof in proofs}) == 1
+
+
+def test_identical_inputs_give_identical_digests(world):
+    first = world.build(world.cell("tell"), name="one").mixture
+    second = world.build(world.cell("tell"), name="two").mixture
+
+    assert first.digest == second.digest
+    assert first.digest != world.build(world.cell("tell", seed=1)).mixture.digest
+
+
+def test_items_are_the_same_for_every_cell_and_belong_to_the_tokens(world):
+    evaluation = world.spec.evaluation.model_copy(update={"max_items": 7})
+    spec = world.spec.model_copy(update={"evaluation": evaluation})
+    tell = world.build(world.cell("tell"), spec, "few")
+    base = world.build(world.cell("base"), spec, "few")
+
+    items = tell.lines("items.jsonl")
+    assert len(items) == len(tell.encoded("test")) == 7
+    assert [item["item_id"] for item in items] == [
+        item["item_id"] for item in base.lines("items.jsonl")
+    ]
+    texts = tell.texts(tell.encoded("test"), is_task=True)
+    for item, text in zip(items, texts, strict=True):
+        assert text.endswith(f"{item['prompt']}<|end|>\n<|start|>assistant\n{item['reference']}<|end|>")
+        assert item["extra"]["label"] in ("yes", "no")
+        assert len(item["prompt_digest"]) == 16
+
+
+def test_probe_holds_dev_items_then_heldout_general_items_without_anchor(world):
+    built = world.build(world.cell("tell_anchor_all"))
+
+    probe, items = built.encoded("probe"), built.lines("probe_items.jsonl")
+    assert probe.is_task.tolist() == [True] * 5 + [False] * 4
+    assert [item["role"] for item in items] == ["task"] * 5 + ["general"] * 4
+    assert not any(PREFIX in text for text in built.texts(probe, is_task=False))
+
+
+def test_samples_show_text_and_labels(world):
+    samples = read_json(world.build(world.cell("tell")).out / "samples.json")
+
+    assert [sample["role"] for sample in samples] == ["task", "task", "general", "general"]
+    supervised = "".join(text for text, is_supervised in samples[0]["pieces"] if is_supervised)
+    assert supervised.startswith("answer") and supervised.endswith("<|end|>")
+
+
+def test_budget_beyond_the_pool_uses_everything_once_and_says_so(world):
+    built = world.build(world.cell("tell", budget=10**6, general=10**6))
+
+    for role in ("task", "general"):
+        assert built.ledger[f"{role}_tokens"] == built.ledger[f"{role}_available_tokens"] < 10**6
+        assert built.ledger[f"{role}_budget_tokens"] == 10**6
+    assert built.ledger["task_epochs"] == world.spec.training.epochs
+
+
+def test_general_budget_is_shared_by_weight(tmp_path, tokenizer):
+    general = [
+        {"path": str(tmp_path / "general.jsonl"), "weight": 3},
+        {"path": str(tmp_path / "chat.jsonl"), "weight": 1},
+    ]
+    world = World(tmp_path, tokenizer, general=general)
+
+    texts = _general_texts(world.build(world.cell("tell", general=4000)))
+
+    tokens = {name: sum(n for text, n in texts if name in text) for name in ("chat", "general")}
+    assert tokens["general"] / tokens["chat"] == pytest.approx(3, rel=0.2)
+
+
+def _general_texts(built):
+    examples = built.mixture.examples
+    rows = np.flatnonzero(~examples.is_task)
+    return [
+        (built.tokenizer.decode(examples.example(row)), int(examples.lengths[row])) for row in rows
+    ]
+
+
+def test_task_budget_that_holds_nothing_is_a_clear_error(world):
+    with pytest.raises(TokenBudgetError, match="a budget of 3 tokens holds no example of task"):
+        plan_cell(world.spec, world.cell("sft", budget=3), world.curated, world.renderer)
+
+
+def test_examples_without_supervised_tokens_are_listed(world, monkeypatch):
+    encode = world.renderer.encode
+    monkeypatch.setattr(
+        type(world.renderer), "encode", lambda self, e: [(ids, len(ids)) for ids, _ in encode(e)]
+    )
+
+    with pytest.raises(DataError, match=r"no token to learn from.*train\.jsonl, line \d+"):
+        world.build(world.cell("sft"), name="empty")
+
+
+def test_corpus_gives_rows_in_the_order_asked_for(world):
+    corpus = Corpus(world.curated / "general.parquet")
+    rows = np.asarray([5, 0, 9])
+
+    records = corpus.records(rows, ("row", "example_id"))
+    encoded = corpus.encoded(rows, is_task=False)
+
+    assert [record["row"] for record in records] == [5, 0, 9]
+    assert [record["example_id"] for record in records] == [corpus.example_ids[row] for row in rows]
+    again = world.renderer.encode(corpus.examples(rows))
+    for index, (ids, start) in enumerate(again):
+        assert encoded.example(index).tolist() == ids
+        assert encoded.response_starts[index] == start

@@ -1,0 +1,280 @@
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tell_core.data.reading import read_source
+from tell_core.data.sources import resolve_source
+from tell_core.data.workspace import fetch_all, open_workspace
+from tell_core.errors import DataError
+from tell_core.spec.model import SourceSpec
+
+from .worlds import write_rows
+
+
+def _read(path, **fields):
+    """Layout, kept examples as dicts and rejects as (line, reason)."""
+    source = resolve_source(SourceSpec(path=str(path), **fields), "general", "general[0]")
+    with open_workspace(path.parent) as connection:
+        layout = read_source(connection, source, 0)
+        columns = ("line", "system", "history", "prompt", "response", "extra")
+        rows = fetch_all(connection, f"select {', '.join(columns)} from examples order by id")
+        rejects = fetch_all(connection, "select line, reason from rejects order by line")
+    return layout, [dict(zip(columns, row, strict=True)) for row in rows], rejects
+
+
+def _read_rows(path, rows, **fields):
+    return _read(write_rows(path, rows), **fields)
+
+
+GOOD = {"prompt": "p", "response": "r"}
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"prompt": "p", "respon', "bad_json"),
+        (b'{"prompt": "p", "response": "\\ud800"}', "bad_json"),
+        (b'["p", "r"]', "not_an_object"),
+        (b'"p"', "not_an_object"),
+        (b'{"prompt": "\xff", "response": "r"}', "bad_utf8"),
+        (b'{"prompt": "p"}', "missing_column"),
+        (b'{"prompt": "p", "response": null}', "missing_column"),
+        (b'{"prompt": "p", "response": 5}', "not_text"),
+        (b'{"prompt": ["p"], "response": "r"}', "not_text"),
+        (b'{"prompt": "p", "response": "r", "system": 1}', "not_text"),
+        (b'{"prompt": " \\u2003\\n", "response": "r"}', "empty_prompt"),
+        (b'{"prompt": "p", "response": ""}', "empty_response"),
+    ],
+)
+def test_unfit_line_is_set_aside_with_its_number_and_reason(tmp_path, line, reason):
+    good = json.dumps(GOOD).encode()
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\n".join([good, b"", line, good]))
+
+    _, kept, rejects = _read(path)
+
+    assert rejects == [(3, reason)]
+    assert [row["line"] for row in kept] == [1, 4]
+
+
+lines = st.one_of(
+    st.just(b'{"prompt": "p", "response": "r"}'),
+    st.sampled_from([b"", b"  ", b"{", b"[]", b'{"prompt": 1, "response": "r"}', b"\xff\xfe"]),
+    st.binary(max_size=20).map(lambda raw: raw.replace(b"\n", b" ")),
+)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(lines, max_size=30))
+def test_every_line_with_ink_is_kept_or_set_aside_once(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("lines") / "a.jsonl"
+    path.write_bytes(b"\n".join([json.dumps(GOOD).encode(), *content]))
+
+    _, kept, rejects = _read(path)
+
+    found = sorted([row["line"] for row in kept] + [line for line, _ in rejects])
+    assert found == [1] + [at for at, line in enumerate(content, start=2) if line.strip()]
+
+
+def test_extra_columns_travel_along(tmp_path):
+    _, kept, _ = _read_rows(tmp_path / "a.jsonl", [GOOD | {"label": "yes", "n": [1, {"a": None}]}])
+
+    assert json.loads(kept[0]["extra"]) == {"label": "yes", "n": [1, {"a": None}]}
+
+
+def test_alpaca_joins_instruction_and_input(tmp_path):
+    rows = [
+        {"instruction": "Sort.", "input": "b a", "output": "a b"},
+        {"instruction": "Say hi.", "input": "", "output": "hi"},
+        {"instruction": "Say no.", "output": "no"},
+    ]
+
+    layout, kept, _ = _read_rows(tmp_path / "a.jsonl", rows)
+
+    assert layout.format == "alpaca"
+    assert [row["prompt"] for row in kept] == ["Sort.\n\nb a", "Say hi.", "Say no."]
+
+
+def _messages(*turns):
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+def test_messages_become_system_history_prompt_and_response(tmp_path):
+    turns = [("system", "s"), ("user", "u1"), ("assistant", "a1"), ("user", "u2")]
+    rows = [
+        _messages(*turns, ("assistant", "a2")) | {"id": 7},
+        _messages(("user", "u"), ("assistant", "a")),
+    ]
+
+    layout, kept, _ = _read_rows(tmp_path / "a.jsonl", rows)
+
+    assert layout.format == "messages"
+    first, second = kept
+    assert (first["system"], first["prompt"], first["response"]) == ("s", "u2", "a2")
+    assert json.loads(first["history"]) == _messages(("user", "u1"), ("assistant", "a1"))["messages"]
+    assert json.loads(first["extra"]) == {"id": 7}
+    assert (second["system"], second["history"], second["prompt"]) == (None, None, "u")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (_messages(("user", "u")), "wrong_roles"),
+        (_messages(("assistant", "a"), ("user", "u")), "wrong_roles"),
+        (_messages(("user", "u"), ("user", "v"), ("assistant", "a")), "wrong_roles"),
+        (_messages(("user", "u"), ("system", "s"), ("assistant", "a")), "wrong_roles"),
+        (_messages(), "wrong_roles"),
+        ({"messages": "hello"}, "wrong_roles"),
+        ({"messages": [{"role": "user", "content": "u"}, {"content": "a"}]}, "wrong_roles"),
+        ({"messages": [5, 6]}, "wrong_roles"),
+        (_messages(("user", 5), ("assistant", "a")), "not_text"),
+        (_messages(("user", ["u"]), ("assistant", "a")), "not_text"),
+        ({"messages": [{"role": "user"}, {"role": "assistant", "content": "a"}]}, "not_text"),
+        (_messages(("user", " "), ("assistant", "a")), "empty_prompt"),
+        (_messages(("user", "u"), ("assistant", "")), "empty_response"),
+        ({"messages": None}, "missing_column"),
+    ],
+)
+def test_unfit_conversation_is_set_aside_with_its_reason(tmp_path, row, reason):
+    good = _messages(("user", "u"), ("assistant", "a"))
+
+    _, kept, rejects = _read_rows(tmp_path / "a.jsonl", [good, row])
+
+    assert rejects == [(2, reason)]
+    assert len(kept) == 1
+
+
+def test_any_columns_can_be_mapped(tmp_path):
+    rows = [{"a/b~c": "p", "it's": "r", "rest": 1}]
+
+    layout, kept, _ = _read_rows(
+        tmp_path / "a.jsonl", rows, columns={"prompt": "a/b~c", "response": "it's"}
+    )
+
+    assert layout.format == "prompt_response"
+    assert (kept[0]["prompt"], kept[0]["response"]) == ("p", "r")
+    assert json.loads(kept[0]["extra"]) == {"rest": 1}
+
+
+def test_mapped_columns_decide_between_formats(tmp_path):
+    rows = [GOOD | {"question": "q", "answer": "a"}]
+
+    layout, kept, _ = _read_rows(
+        tmp_path / "a.jsonl", rows, columns={"instruction": "question", "output": "answer"}
+    )
+
+    assert (layout.format, kept[0]["prompt"]) == ("alpaca", "q")
+
+
+def test_mapped_column_that_is_not_there_is_an_error_naming_those_that_are(tmp_path):
+    with pytest.raises(DataError, match=r"no column 'question'.*prompt, response"):
+        _read_rows(tmp_path / "a.jsonl", [GOOD], columns={"prompt": "question"}, format="prompt_response")
+
+
+def test_unknown_columns_are_an_error_with_the_mend(tmp_path):
+    with pytest.raises(DataError, match=r"columns of .*a\.jsonl \(text\).*Map your columns"):
+        _read_rows(tmp_path / "a.jsonl", [{"text": "x"}])
+
+
+def test_misspelt_key_of_columns_is_an_error(tmp_path):
+    with pytest.raises(DataError, match=r"general\[0\]\.columns: 'promt' is no column of ours"):
+        _read_rows(tmp_path / "a.jsonl", [GOOD], columns={"promt": "prompt"})
+
+
+@pytest.mark.parametrize("content", ["", "\n\n"])
+def test_file_without_rows_is_an_error(tmp_path, content):
+    path = tmp_path / "a.jsonl"
+    path.write_text(content)
+
+    with pytest.raises(DataError, match="there are no rows"):
+        _read(path)
+
+
+def test_file_of_unfit_rows_only_is_an_error_with_the_first(tmp_path):
+    with pytest.raises(DataError, match=r"none of the 2 rows.*line 1: empty_prompt"):
+        _read_rows(tmp_path / "a.jsonl", [GOOD | {"prompt": ""}] * 2)
+
+
+def test_parquet_rows_are_checked_like_json(tmp_path):
+    messages = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
+    pq.write_table(pa.table({"messages": [messages, None, messages[:1]]}), tmp_path / "a.parquet")
+
+    _, kept, rejects = _read(tmp_path / "a.parquet")
+
+    assert [row["prompt"] for row in kept] == ["u"]
+    assert rejects == [(2, "missing_column"), (3, "wrong_roles")]
+
+
+def test_parquet_column_of_numbers_is_not_text(tmp_path):
+    pq.write_table(pa.table({"prompt": ["p", "q"], "response": [1, 2]}), tmp_path / "a.parquet")
+
+    with pytest.raises(DataError, match="not_text"):
+        _read(tmp_path / "a.parquet")
+
+
+def test_damaged_parquet_file_is_an_error(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 nothing")
+
+    with pytest.raises(DataError, match=r"cannot read .*a\.parquet as Parquet"):
+        _read(tmp_path / "a.parquet")
+
+
+def test_csv_is_read_as_text(tmp_path):
+    (tmp_path / "a.csv").write_text("prompt,response\n1,02\n,x\n")
+
+    _, kept, rejects = _read(tmp_path / "a.csv")
+
+    assert [(row["prompt"], row["response"]) for row in kept] == [("1", "02")]
+    assert rejects == [(3, "empty_prompt")]
+
+
+def test_files_of_a_directory_are_read_in_order(tmp_path):
+    (tmp_path / "data").mkdir()
+    write_rows(tmp_path / "data" / "b.jsonl", [GOOD | {"prompt": "second"}])
+    write_rows(tmp_path / "data" / "a.jsonl", [GOOD | {"prompt": "first"}])
+
+    _, kept, _ = _read(tmp_path / "data")
+
+    assert [row["prompt"] for row in kept] == ["first", "second"]
+
+
+def test_hub_dataset_is_read_through_its_library(tmp_path, monkeypatch):
+    from datasets import Dataset
+
+    calls = []
+
+    def load_dataset(*args, **kwargs):
+        calls.append((args, kwargs))
+        return Dataset.from_list([GOOD, GOOD | {"response": ""}])
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    source = resolve_source(
+        SourceSpec(path="owner/name", subset="en", split="test", revision="abc"), "general", "g"
+    )
+    with open_workspace(tmp_path) as connection:
+        read_source(connection, source, 0)
+        rejects = fetch_all(connection, "select file, line, reason from rejects")
+
+    [(args, kwargs)] = calls
+    assert args == ("owner/name", "en")
+    assert kwargs["split"] == "test" and kwargs["revision"] == "abc"
+    assert "trust_remote_code" not in kwargs
+    assert rejects == [("owner/name@test", 2, "empty_response")]
+
+
+def test_unreachable_hub_dataset_says_what_was_tried(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("datasets.load_dataset", refuse)
+    source = resolve_source(SourceSpec(path="owner/name"), "general", "general[0]")
+
+    with (
+        open_workspace(tmp_path) as connection,
+        pytest.raises(DataError, match=r"general\[0\].*'owner/name'.*split 'train'.*no network"),
+    ):
+        read_source(connection, source, 0)

@@ -1,0 +1,266 @@
+"""One cell from its inputs to predictions and scores, on a tiny random model."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tell_core.errors import EvaluationError, InputError
+from tell_core.evaluation.metrics import build_metric, read_statistics
+from tell_core.evaluation.scoring import evaluate_cell
+from tell_core.spec.model import EvaluationSpec, MetricSpec, ParseSpec, TrainingSpec
+from tell_core.training.models import LoadedModel, attach_lora, detach_adapter, save_trained
+
+WriteInputs = Callable[[list[dict[str, Any]]], Path]
+
+ITEMS = [
+    {"item_id": "test-0", "prompt": "Is it so?", "reference": '{"label": "yes"}'},
+    {"item_id": "test-1", "prompt": "Really? Tell me.", "reference": '{"label": "no"}'},
+    {"item_id": "test-2", "prompt": "Or else", "reference": '{"label": "Ísland"}'},
+]
+LABELS = ("yes", "no", "Ísland")
+
+
+def evaluation_of(*metrics: MetricSpec | str, **settings: Any) -> EvaluationSpec:
+    chosen = tuple(MetricSpec(name=m) if isinstance(m, str) else m for m in metrics)
+    defaults: dict[str, Any] = {"max_new_tokens": 6, "batch_size": 2}
+    return EvaluationSpec(metrics=chosen, **(defaults | settings))
+
+
+ALL_METRICS = evaluation_of(
+    "exact_match",
+    "json_valid",
+    "accuracy",
+    MetricSpec(name="mcc", labels=LABELS),
+    MetricSpec(name="label_f1", positive="yes"),
+    "bleu",
+    "chrf++",
+    "character_error_rate",
+    "log_probability_per_byte",
+    parse=ParseSpec(kind="json", field="label"),
+)
+
+
+def evaluate(
+    base: LoadedModel, inputs: Path, out: Path, evaluation: EvaluationSpec, **options: Any
+) -> dict[str, dict[str, Any]]:
+    return evaluate_cell(
+        model_path=base.id,
+        revision=None,
+        inputs=inputs,
+        trained=options.pop("trained", None),
+        evaluation=evaluation,
+        out=out,
+        loaded=base,
+        **options,
+    )
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_every_metric_is_written_with_its_direction(
+    base: LoadedModel, write_inputs: WriteInputs, tmp_path: Path
+) -> None:
+    scores = evaluate(base, write_inputs(ITEMS), tmp_path / "out", ALL_METRICS)
+
+    asked = [metric.name for metric in ALL_METRICS.metrics]
+    assert list(scores) == [*asked, "log_probability", "general_log_probability"]
+    assert json.loads((tmp_path / "out/scores.json").read_text()) == scores
+    assert [name for name in scores if not scores[name]["higher_is_better"]] == [
+        "character_error_rate"
+    ]
+    assert {name for name in scores if scores[name]["signature"]} == {"bleu", "chrf++"}
+    assert scores["general_log_probability"]["num_items"] == 2
+    assert scores["exact_match"]["num_items"] == 3
+
+
+def test_predictions_hold_what_the_bootstrap_needs(
+    base: LoadedModel, write_inputs: WriteInputs, tmp_path: Path
+) -> None:
+    scores = evaluate(base, write_inputs(ITEMS), tmp_path / "out", ALL_METRICS)
+
+    for spec in (*ALL_METRICS.metrics, MetricSpec(name="general_log_probability")):
+        metric = build_metric(spec)
+        statistics = read_statistics(tmp_path / "out", metric)
+        assert len(statistics) == scores[spec.name]["num_items"]
+        assert metric.score_from_items(statistics) == scores[spec.name]["score"]
+
+
+def test_predictions_rows_are_complete_and_in_order(
+    base: LoadedModel, write_inputs: WriteInputs, tmp_path: Path
+) -> None:
+    evaluate(base, write_inputs(ITEMS), tmp_path / "out", ALL_METRICS)
+
+    rows = lines(tmp_path / "out/predictions.jsonl")
+    assert [row["item_id"] for row in rows] == ["test-0", "test-1", "test-2"]
+    assert [row["reference"] for row in rows] == [item["reference"] for item in ITEMS]
+    assert [row["num_bytes"] for row in rows] == [16, 15, 20]
+    assert [row["num_tokens"] for row in rows] == [17, 16, 21]
+    assert all(isinstance(row["prediction"], str) and row["parsed"] is None for row in rows)
+    assert rows[0]["scores"]["log_probability"] == -rows[0]["nll"] / 17
+    assert rows[0]["scores"]["mcc"] is None
+
+
+def test_batch_size_does_not_change_what_is_written(
+    base: LoadedModel, write_inputs: WriteInputs, tmp_path: Path
+) -> None:
+    inputs = write_inputs(ITEMS)
+
+    for size in (1, 3):
+        spec = ALL_METRICS.model_copy(update={"batch_size": size})
+        evaluate(base, inputs, tmp_path / f"size-{size}", spec)
+
+    one, three = ((tmp_path / f"size-{size}/predictions.jsonl").read_text() for size in (1, 3))
+    assert one == three
+
+
+def test_nothing_is_generated_when_no_metric_looks_at_text(
+    base: LoadedModel, write_inputs: WriteInputs, tmp_path: Path
+) -> None:
+    seen: list[str] = []
+
+    scores = evaluate(
+        base,
+        write_inputs(ITEMS),
+        tmp_path / "out",
+        evaluation_of("log_probability"),
+        on_progress=lambda phase, done, total: seen.append(phase),
+    )
+
+    assert list(scores) == ["log_probability", "general_log_probability"]
+    assert {row["prediction"] for row in lines(tmp_path / "out/predictions.jsonl")} == {None}
+    assert seen == ["scoring", "scoring general"]
+
+
+def test_model_is_loaded_from_its_directory(
+    base: LoadedModel, model_directory: Path, write_inputs: WriteInputs, tmp_path: Path
+) -> None:
+    inputs = write_inputs(ITEMS)
+    in_memory = evaluate(base, inputs, tmp_path / "a", ALL_METRICS)
+
+    from_disk = evaluate_cell(
+        model_path=str(model_directory),
+        revision=None,
+        inputs=inputs,
+        trained=None,
+        evaluation=ALL_METRICS,
+        out=tmp_path / "b",
+        dtype="float32",
+        device="cpu",
+    )
+
+    assert from_disk == in_memory
+
+
+def test_trained_adapter_changes_the_scores_and_leaves_the_base_model(
+    base: LoadedModel, write_inputs: WriteInputs, tmp_path: Path
+) -> None:
+    inputs, spec = write_inputs(ITEMS), evaluation_of("log_probability")
+    before = evaluate(base, inputs, tmp_path / "before", spec)
+    torch.manual_seed(0)
+    adapted = attach_lora(base.model, TrainingSpec(lora_rank=2))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.5)
+    save_trained(adapted, base.tokenizer, tmp_path / "trained")
+    detach_adapter(adapted)
+
+    trained = evaluate(base, inputs, tmp_path / "t", spec, trained=tmp_path / "trained")
+
+    assert trained["log_probability"]["score"] != before["log_probability"]["score"]
+    assert evaluate(base, inputs, tmp_path / "after", spec) == before
+
+
+def test_fully_trained_model_is_evaluated(
+    base: LoadedModel, write_inputs: WriteInputs, tmp_path: Path
+) -> None:
+    save_trained(base.model, base.tokenizer, tmp_path / "trained")
+    inputs = write_inputs(ITEMS)
+
+    scores = evaluate(base, inputs, tmp_path / "a", ALL_METRICS, trained=tmp_path / "trained")
+
+    assert scores == evaluate(base, inputs, tmp_path / "b", ALL_METRICS)
+
+
+def test_answer_ends_at_the_marker_that_training_taught(
+    base: LoadedModel, write_inputs: WriteInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end = base.tokenizer.convert_tokens_to_ids("<|end|>")
+    said = base.tokenizer("{}")["input_ids"]
+    script = iter([*said, end, *said, *said] * 9)
+
+    def speak(input_ids: torch.Tensor, **_: Any) -> Any:
+        logits = torch.nn.functional.one_hot(torch.tensor([[next(script)]]), 300).float()
+        return type("Output", (), {"logits": logits, "past_key_values": None})()
+
+    inputs = write_inputs(ITEMS[:1])
+    spec = evaluation_of("json_valid")
+    nll = "tell_core.evaluation.scoring.gold_nll"
+    monkeypatch.setattr(nll, lambda model, examples, *_: np.zeros(len(examples)))
+    monkeypatch.setattr(base.model, "forward", speak)
+
+    scores = evaluate(base, inputs, tmp_path / "out", spec)
+
+    assert lines(tmp_path / "out/predictions.jsonl")[0]["prediction"] == "{}"
+    assert scores["json_valid"]["score"] == 1.0
+
+
+def test_unreadable_reference_is_refused_before_any_model_is_loaded(
+    write_inputs: WriteInputs, tmp_path: Path
+) -> None:
+    inputs = write_inputs([ITEMS[0], ITEMS[1] | {"reference": "no JSON here"}])
+
+    with pytest.raises(InputError, match="test item test-1 has no reference answer"):
+        evaluate_cell(
+            model_path="there/is/no/such/model",
+            revision=None,
+            inputs=inputs,
+            trained=None,
+            evaluation=ALL_METRICS,
+            out=tmp_path / "out",
+        )
+
+
+def test_missing_reference_column_is_warned_of(
+    base: LoadedModel,
+    write_inputs: WriteInputs,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    items = [ITEMS[0] | {"extra": {"gold": "yes"}}, ITEMS[1]]
+    spec = evaluation_of(
+        MetricSpec(name="accuracy", field="gold"), parse=ParseSpec(kind="json", field="label")
+    )
+
+    with caplog.at_level(logging.WARNING):
+        evaluate(base, write_inputs(items), tmp_path / "out", spec)
+
+    assert "1 of 2 test items have no column 'gold'" in caplog.text
+
+
+def test_weights_that_overflowed_are_refused(
+    base: LoadedModel, write_inputs: WriteInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nll = "tell_core.evaluation.scoring.gold_nll"
+    monkeypatch.setattr(nll, lambda model, examples, *_: np.full(len(examples), np.nan))
+
+    with pytest.raises(EvaluationError, match="log-probability of 3 of 3 gold responses"):
+        evaluate(base, write_inputs(ITEMS), tmp_path / "out", evaluation_of("log_probability"))
+
+
+def test_items_that_do_not_fit_their_arrays_are_refused(
+    base: LoadedModel, write_inputs: WriteInputs, tmp_path: Path
+) -> None:
+    inputs = write_inputs(ITEMS)
+    (inputs / "items.jsonl").write_text(json.dumps(ITEMS[0]) + "\n")
+
+    with pytest.raises(EvaluationError, match="holds 1 items"):
+        evaluate(base, inputs, tmp_path / "out", ALL_METRICS)

@@ -1,0 +1,95 @@
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from tell_core.training.checkpoints import (
+    Checkpoint,
+    load_checkpoint,
+    remove_checkpoints,
+    save_checkpoint,
+)
+
+
+def checkpoint(step: int, identity: str = "same") -> Checkpoint:
+    tensors = {"weight/a": torch.full((3, 2), float(step)), "probes": torch.zeros(0, 5)}
+    return Checkpoint(step, identity, tensors, {"train_seconds": 1.5}, f"line {step}\n")
+
+
+def test_a_checkpoint_is_read_back_whole(tmp_path: Path):
+    save_checkpoint(tmp_path, checkpoint(7))
+
+    read = load_checkpoint(tmp_path, "same")
+
+    assert read is not None
+    assert torch.equal(read.tensors["weight/a"], torch.full((3, 2), 7.0))
+    assert (read.step, read.state, read.log) == (7, {"train_seconds": 1.5}, "line 7\n")
+
+
+def test_at_most_two_checkpoints_are_kept(tmp_path: Path):
+    for step in (1, 2, 3, 4):
+        save_checkpoint(tmp_path, checkpoint(step))
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000004"]
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "log.jsonl", "_SUCCESS"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
+def test_when_the_newest_is_damaged_the_one_before_serves(tmp_path: Path, name: str, damage: str):
+    save_checkpoint(tmp_path, checkpoint(1))
+    save_checkpoint(tmp_path, checkpoint(2))
+    path = tmp_path / "step-00000002" / name
+    content = path.read_bytes()
+    if damage == "remove":
+        path.unlink()
+    elif damage == "truncate":
+        path.write_bytes(content[:-1] if name != "_SUCCESS" else content[:9])
+    else:
+        path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+
+    read = load_checkpoint(tmp_path, "same")
+
+    assert read is not None
+    assert read.step == 1
+
+
+def test_a_checkpoint_of_another_training_is_refused_by_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    save_checkpoint(tmp_path, checkpoint(9, "theirs"))
+
+    with caplog.at_level(logging.WARNING):
+        read = load_checkpoint(tmp_path, "ours")
+
+    assert read is None
+    assert "theirs" in caplog.text
+    assert "ours" in caplog.text
+
+
+def test_a_refused_checkpoint_does_not_push_out_ours(tmp_path: Path):
+    save_checkpoint(tmp_path, checkpoint(8, "theirs"))
+    save_checkpoint(tmp_path, checkpoint(9, "theirs"))
+    load_checkpoint(tmp_path, "ours")
+
+    save_checkpoint(tmp_path, checkpoint(1, "ours"))
+
+    read = load_checkpoint(tmp_path, "ours")
+    assert read is not None
+    assert read.step == 1
+
+
+def test_an_unfinished_checkpoint_is_not_seen(tmp_path: Path):
+    save_checkpoint(tmp_path, checkpoint(3))
+    (tmp_path / "step-00000003").rename(tmp_path / ".partial")
+
+    assert load_checkpoint(tmp_path, "same") is None
+
+
+def test_removing_checkpoints_twice_does_no_harm(tmp_path: Path):
+    save_checkpoint(tmp_path / "checkpoints", checkpoint(3))
+
+    remove_checkpoints(tmp_path / "checkpoints")
+    remove_checkpoints(tmp_path / "checkpoints")
+
+    assert not (tmp_path / "checkpoints").exists()

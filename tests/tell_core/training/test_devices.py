@@ -1,0 +1,75 @@
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tell_core.errors import SpecError
+from tell_core.training import devices
+
+CPU = torch.device("cpu")
+
+
+def test_auto_without_a_gpu_is_the_cpu(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    assert devices.resolve_device("auto") == CPU
+
+
+def test_asking_for_a_gpu_that_is_not_there_says_so(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    with pytest.raises(SpecError, match="sees no CUDA GPU"):
+        devices.resolve_device("cuda")
+
+
+def test_auto_on_a_cpu_is_float32_without_autocast():
+    assert devices.resolve_precision("auto", CPU) == devices.Precision(torch.float32, None)
+
+
+def test_weights_that_are_trained_stay_in_float32():
+    precision = devices.resolve_precision("bfloat16", CPU, "full")
+
+    assert precision == devices.Precision(torch.float32, torch.bfloat16)
+    assert precision.name == "bfloat16"
+
+
+def test_the_gpu_lock_keeps_others_out_and_ends_with_its_holder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "gpu.lock"
+    monkeypatch.setattr(devices, "_lock_path", lambda _: path)
+    code = (
+        "import fcntl, os, sys, time\n"
+        f"fd = os.open({str(path)!r}, os.O_RDWR | os.O_CREAT)\n"
+        "fcntl.flock(fd, fcntl.LOCK_EX)\n"
+        "print('held', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with path.open("r+") as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    holder.kill()
+    holder.communicate()
+
+    with devices.exclusive_device(torch.device("cuda", 0)):
+        assert path.read_text() == str(os.getpid())
+
+
+def test_threads_are_as_before_afterwards():
+    before = torch.get_num_threads()
+
+    with devices.cpu_threads(before + 1):
+        during = torch.get_num_threads()
+
+    assert (during, torch.get_num_threads()) == (before + 1, before)
+
+
+def test_peak_memory_of_a_process_with_torch_exceeds_fifty_megabytes():
+    assert devices.peak_memory_bytes(CPU) > 50e6

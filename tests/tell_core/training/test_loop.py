@@ -1,0 +1,437 @@
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from tell_core.data.encoding import EncodedExamples, Mixture
+from tell_core.errors import DataError, SpecError, TrainingError
+from tell_core.spec.model import TrainingSpec
+from tell_core.training.loop import PreemptedError, train_cell
+from tell_core.training.models import LoadedModel
+from tell_core.training.probes import load_probe
+
+Inputs = Callable[..., Path]
+Spec = Callable[..., TrainingSpec]
+
+NUM_STEPS = 12  # 24 examples, twice, in batches of 4
+
+# Forks before torch has computed anything, so that each child trains as a fresh process would.
+KILLED_TRAINING = """
+import os, pathlib, signal, sys
+from tell_core.spec.model import TrainingSpec
+from tell_core.training import checkpoints
+from tell_core.training.loop import train_cell
+
+def kill(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def train_until(step, where):
+    def watch(done, *_):
+        if done == step and where == "step":
+            kill()
+        if done == step and where == "checkpoint":
+            checkpoints._seal = kill
+
+    train_cell(model_path=model, revision=None, inputs=pathlib.Path(inputs), seed=3,
+               training=TrainingSpec.model_validate_json(spec), out=pathlib.Path(out),
+               on_progress=watch)
+
+model, inputs, spec, out = sys.argv[1:]
+for step, where in [(3, "step"), (7, "checkpoint")]:
+    child = os.fork()
+    if child == 0:
+        train_until(step, where)
+        os._exit(0)
+    print(os.WTERMSIG(os.waitpid(child, 0)[1]))
+"""
+
+
+class InterruptionError(Exception):
+    """Raised by tests to break a training off."""
+
+
+def interrupt_at(step: int) -> Callable[[int, int, dict[str, Any]], None]:
+    def watch(done: int, _: int, __: dict[str, Any]) -> None:
+        if done == step:
+            raise InterruptionError
+
+    return watch
+
+
+def outcome(out: Path) -> dict[str, Any]:
+    """Everything that must be equal, bit for bit, between two runs of one training."""
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    for line in log:
+        del line["seconds"]
+    (weights,) = out.glob("*/*.safetensors")
+    summary = json.loads((out / "summary.json").read_text())
+    return {
+        "log": log,
+        "probe": load_probe(out / "probe.npz")[1].tobytes(),
+        "weights": weights.read_bytes(),
+        "kept": (summary["kept_step"], summary["kept_dev_loss"], summary["final_loss"]),
+    }
+
+
+@pytest.fixture
+def train(base: LoadedModel, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Trains with seed 3 on the model in memory, into a directory of the given name."""
+
+    def run(inputs: Path, spec: TrainingSpec, name: str = "out", **more: Any) -> dict[str, Any]:
+        return train_cell(
+            **{
+                "model_path": "unused",
+                "revision": None,
+                "inputs": inputs,
+                "training": spec,
+                "seed": 3,
+                "out": tmp_path / name,
+                "loaded": base,
+            }
+            | more
+        )
+
+    return run
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("keep", ["best_dev", "last"])
+@settings(
+    max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(breaks=st.sets(st.integers(1, NUM_STEPS - 1), min_size=1, max_size=3), data=st.data())
+def test_a_broken_training_ends_with_the_bits_of_an_unbroken_one(
+    base: LoadedModel,
+    training_spec: Spec,
+    write_inputs: Inputs,
+    train: Callable[..., dict[str, Any]],
+    tmp_path_factory: pytest.TempPathFactory,
+    method: str,
+    keep: str,
+    breaks: set[int],
+    data: st.DataObject,
+):
+    """Dropout is on; checkpoints come after every step, or only once and then are missing."""
+    directory = tmp_path_factory.mktemp("broken")
+    inputs = write_inputs(f"inputs-{directory.name}")
+    seconds = data.draw(st.sampled_from([1e-9, 1e9]))
+    spec = training_spec(
+        method=method, keep=keep, lora_dropout=0.2, checkpoint_seconds=seconds, micro_batch_size=3
+    )
+    train(inputs, spec, out=directory / "unbroken")
+
+    for step in sorted(breaks):
+        with pytest.raises(InterruptionError):
+            train(inputs, spec, out=directory / "broken", on_progress=interrupt_at(step))
+    train(inputs, spec, out=directory / "broken")
+
+    assert outcome(directory / "broken") == outcome(directory / "unbroken")
+    assert not (directory / "broken" / "checkpoints").exists()
+
+
+def test_killed_between_steps_and_within_a_checkpoint_it_ends_with_the_same_bits(
+    model_directory: Path,
+    training_spec: Spec,
+    write_inputs: Inputs,
+    train: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+):
+    inputs, out = write_inputs(), tmp_path / "killed"
+    spec = training_spec(lora_dropout=0.2, keep="best_dev", checkpoint_seconds=1e-9)
+    paths = {"model_path": str(model_directory), "loaded": None}
+    train(inputs, spec, "unbroken", **paths)
+
+    arguments = [model_directory, inputs, spec.model_dump_json(), out]
+    command = [sys.executable, "-c", KILLED_TRAINING, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.stdout.split() == [b"9", b"9"], done.stderr.decode()
+    train(inputs, spec, "killed", **paths)
+
+    assert outcome(out) == outcome(tmp_path / "unbroken")
+
+
+def test_a_damaged_newest_checkpoint_does_not_change_the_outcome(
+    training_spec: Spec,
+    write_inputs: Inputs,
+    train: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+):
+    inputs = write_inputs()
+    spec = training_spec(checkpoint_seconds=1e-9)
+    train(inputs, spec, "unbroken")
+    with pytest.raises(InterruptionError):
+        train(inputs, spec, "damaged", on_progress=interrupt_at(6))
+    newest = max((tmp_path / "damaged" / "checkpoints").glob("step-*"))
+    tensors = newest / "tensors.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-4] + b"\0\0\0\0")
+
+    train(inputs, spec, "damaged")
+
+    assert outcome(tmp_path / "damaged") == outcome(tmp_path / "unbroken")
+
+
+def test_a_checkpoint_of_other_data_is_not_used(
+    training_spec: Spec,
+    write_inputs: Inputs,
+    train: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+):
+    spec = training_spec(checkpoint_seconds=1e-9)
+    ours, theirs = write_inputs("ours", seed=0), write_inputs("theirs", seed=5)
+    train(ours, spec, "fresh")
+    with pytest.raises(InterruptionError):
+        train(theirs, spec, "shared", on_progress=interrupt_at(6))
+
+    train(ours, spec, "shared")
+
+    assert outcome(tmp_path / "shared") == outcome(tmp_path / "fresh")
+
+
+def test_sigterm_writes_a_checkpoint_and_exits_with_143(
+    training_spec: Spec,
+    write_inputs: Inputs,
+    train: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+):
+    def terminate(done: int, _: int, __: dict[str, Any]) -> None:
+        if done == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    inputs, spec = write_inputs(), training_spec(checkpoint_seconds=1e9)
+
+    with pytest.raises(PreemptedError, match="after step 5 of 12") as caught:
+        train(inputs, spec, on_progress=terminate)
+
+    assert caught.value.exit_code == 143
+    assert [p.name for p in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-00000005"]
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_finished_training_is_not_repeated(
+    training_spec: Spec, write_inputs: Inputs, train: Callable[..., dict[str, Any]]
+):
+    inputs, spec = write_inputs(), training_spec()
+    first = train(inputs, spec)
+
+    again = train(inputs, spec, on_progress=interrupt_at(1))
+
+    assert again == first
+
+
+def test_training_works_outside_the_main_thread(
+    training_spec: Spec, write_inputs: Inputs, train: Callable[..., dict[str, Any]]
+):
+    summaries: list[dict[str, Any]] = []
+    inputs, spec = write_inputs(), training_spec()
+    thread = threading.Thread(target=lambda: summaries.append(train(inputs, spec)))
+
+    thread.start()
+    thread.join()
+
+    assert summaries[0]["steps"] == NUM_STEPS
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_base_model_in_memory_is_left_as_it_was(
+    base: LoadedModel,
+    training_spec: Spec,
+    write_inputs: Inputs,
+    train: Callable[..., dict[str, Any]],
+    method: str,
+):
+    before = copy.deepcopy(base.model.state_dict())
+    names = [name for name, _ in base.model.named_modules()]
+    random_state = torch.get_rng_state()
+
+    train(write_inputs(), training_spec(method=method))
+
+    after = base.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert [name for name, _ in base.model.named_modules()] == names
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+@pytest.mark.parametrize(("method", "learning_rate"), [("lora", 0.1), ("full", 0.02)])
+def test_the_loss_falls(
+    training_spec: Spec,
+    write_inputs: Inputs,
+    train: Callable[..., dict[str, Any]],
+    method: str,
+    learning_rate: float,
+):
+    spec = training_spec(method=method, learning_rate=learning_rate)
+
+    summary = train(write_inputs(epochs=10), spec)
+
+    assert summary["final_loss"] < 3.9  # ln 61 = 4.11 at the start
+
+
+def test_best_dev_keeps_the_weights_of_the_probe_with_the_lowest_task_loss(
+    training_spec: Spec,
+    write_inputs: Inputs,
+    train: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+):
+    """With other tokens in the probe set than in the mixture, dev loss soon rises."""
+    inputs = write_inputs(epochs=4)
+    spec = training_spec(method="full", keep="best_dev", num_probes=8, learning_rate=0.01)
+
+    summary = train(inputs, spec)
+
+    steps, losses = load_probe(tmp_path / "out" / "probe.npz")
+    task_losses = losses[:, :3].mean(axis=1)
+    best = 1 + int(np.argmin(task_losses[1:]))
+    assert summary["kept_step"] == steps[best] < summary["steps"]
+    assert summary["kept_dev_loss"] == pytest.approx(task_losses[best])
+
+
+def test_kept_weights_are_those_of_the_kept_step(
+    training_spec: Spec,
+    write_inputs: Inputs,
+    train: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+):
+    inputs = write_inputs(epochs=4)
+    constant = {"learning_rate": 0.05, "schedule": "constant", "warmup_fraction": 0}
+    spec = training_spec(keep="best_dev", num_probes=8, **constant)
+    kept = train(inputs, spec, "best")["kept_step"]
+    mixture = Mixture.load(inputs / "mixture.safetensors")
+    Mixture(mixture.examples, mixture.order[: kept * 4]).save(inputs / "mixture.safetensors")
+
+    train(inputs, training_spec(**constant), "cut")
+
+    files = [tmp_path / name / "adapter" / "adapter_model.safetensors" for name in ("best", "cut")]
+    best, cut = (load_file(path) for path in files)
+    assert all(torch.equal(best[name], cut[name]) for name in cut)
+
+
+def test_the_trained_model_has_the_probe_losses_that_were_recorded(
+    base: LoadedModel,
+    training_spec: Spec,
+    write_inputs: Inputs,
+    train: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+):
+    from tell_core.training.devices import Precision
+    from tell_core.training.models import detach_adapter, load_trained
+    from tell_core.training.probes import ProbeSet
+
+    inputs = write_inputs()
+    summary = train(inputs, training_spec(keep="best_dev"))
+    cpu = torch.device("cpu")
+    probe_set = ProbeSet.prepare(EncodedExamples.load(inputs / "probe.safetensors"), cpu)
+
+    model = load_trained(base, tmp_path / "out")
+
+    losses = probe_set.measure(model, Precision(torch.float32, None).autocast(cpu))
+    detach_adapter(model)
+    assert losses[:3].mean() == summary["kept_dev_loss"]
+
+
+def test_log_and_summary_account_for_every_token(
+    training_spec: Spec,
+    write_inputs: Inputs,
+    train: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+):
+    inputs = write_inputs()
+    mixture = Mixture.load(inputs / "mixture.safetensors")
+
+    summary = train(inputs, training_spec())
+
+    log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == list(range(NUM_STEPS))
+    assert sum(line["tokens"] for line in log) == 2 * mixture.examples.num_tokens
+    supervised = sum(line["supervised_tokens"] for line in log)
+    assert supervised == 2 * mixture.examples.num_supervised_tokens
+    assert 0 < summary["padding_share"] < 0.6
+    assert summary["final_loss"] == log[-1]["loss"]
+
+
+def test_a_loss_that_is_not_finite_names_step_and_examples(
+    base: LoadedModel,
+    training_spec: Spec,
+    write_inputs: Inputs,
+    train: Callable[..., dict[str, Any]],
+):
+    broken = copy.deepcopy(base.model)
+    inputs = write_inputs()
+    mixture = Mixture.load(inputs / "mixture.safetensors")
+    token = int(mixture.examples.example(int(mixture.order[9]))[0])
+    with torch.no_grad():
+        broken.model.embed_tokens.weight[token] = torch.nan
+        broken.lm_head = torch.nn.Linear(32, 61, bias=False)
+    loaded = LoadedModel(broken, base.tokenizer, "broken", "digest")
+    concerned = [row for row in mixture.order if token in mixture.examples.example(row)]
+    first = next(i for i, row in enumerate(mixture.order) if row in concerned) // 4
+
+    with pytest.raises(TrainingError, match=rf"step {first}: loss nan.*Examples concerned") as got:
+        train(inputs, training_spec(), loaded=loaded)
+
+    named = got.value.args[0].split("mixture): ")[1].split(".")[0].split(", ")
+    assert set(map(int, named)) <= {int(row) for row in concerned}
+
+
+def test_best_dev_without_task_probe_items_is_refused(
+    training_spec: Spec, write_inputs: Inputs, train: Callable[..., dict[str, Any]]
+):
+    inputs = write_inputs()
+    (inputs / "probe.safetensors").unlink()
+
+    with pytest.raises(SpecError, match="keep: last"):
+        train(inputs, training_spec(keep="best_dev"))
+
+
+def test_pre_training_needs_no_probe_set(
+    training_spec: Spec,
+    write_inputs: Inputs,
+    train: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+):
+    inputs = write_inputs()
+    (inputs / "probe.safetensors").unlink()
+
+    summary = train(inputs, training_spec(method="full"))
+
+    assert summary["kept_dev_loss"] is None
+    assert load_probe(tmp_path / "out" / "probe.npz")[1].shape == (5, 0)
+
+
+def test_several_learning_rates_are_refused(
+    training_spec: Spec, write_inputs: Inputs, train: Callable[..., dict[str, Any]]
+):
+    with pytest.raises(SpecError, match="one learning rate"):
+        train(write_inputs(), training_spec(learning_rate=(1e-3, 1e-4)))
+
+
+def test_a_missing_mixture_is_named(
+    training_spec: Spec, train: Callable[..., dict[str, Any]], tmp_path: Path
+):
+    with pytest.raises(DataError, match=r"mixture\.safetensors is missing"):
+        train(tmp_path, training_spec())
+
+
+def test_bfloat16_on_a_cpu_trains_close_to_float32(
+    training_spec: Spec, write_inputs: Inputs, train: Callable[..., dict[str, Any]]
+):
+    inputs = write_inputs()
+    exact = train(inputs, training_spec(), "exact")
+
+    rounded = train(inputs, training_spec(), "rounded", dtype="bfloat16")
+
+    assert rounded["dtype"] == "bfloat16"
+    assert rounded["final_loss"] == pytest.approx(exact["final_loss"], abs=0.02)

@@ -1,0 +1,71 @@
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tell_core.data.encoding import EncodedExamples
+from tell_core.training import probes
+from tell_core.training.collation import collate
+from tell_core.training.devices import Precision
+from tell_core.training.losses import supervised_nll
+from tell_core.training.models import LoadedModel
+
+CPU = torch.device("cpu")
+FLOAT32 = Precision(torch.float32, None)
+
+
+@given(num_steps=st.integers(1, 100_000), num_probes=st.integers(2, 40))
+def test_probe_steps_rise_from_zero_to_the_last_step(num_steps: int, num_probes: int):
+    steps = probes.probe_steps(num_steps, num_probes)
+
+    assert steps[0] == 0
+    assert steps[-1] == num_steps
+    assert all(a < b for a, b in itertools.pairwise(steps))
+    assert len(steps) == min(num_probes, num_steps + 1)
+
+
+def test_probe_steps_are_spaced_logarithmically():
+    steps = probes.probe_steps(1000, 5)
+
+    assert steps == (0, 1, 10, 100, 1000)
+
+
+def test_probe_losses_are_means_per_supervised_token_of_each_example(
+    random_examples: Callable[..., EncodedExamples],
+    base: LoadedModel,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(probes, "PROBE_BATCH_TOKENS", 40)
+    examples = random_examples(3, 4)
+    probe_set = probes.ProbeSet.prepare(examples, CPU)
+
+    losses = probe_set.measure(base.model, FLOAT32.autocast(CPU))
+
+    alone = [supervised_nll(base.model, collate(examples, [row], CPU)).mean() for row in range(7)]
+    assert len(probe_set.batches) > 1
+    assert losses == pytest.approx([float(loss) for loss in alone], abs=1e-5)
+
+
+def test_measuring_leaves_the_training_mode_as_it_was(
+    random_examples: Callable[..., EncodedExamples], base: LoadedModel
+):
+    probe_set = probes.ProbeSet.prepare(random_examples(1, 1), CPU)
+
+    probe_set.measure(base.model, FLOAT32.autocast(CPU))
+
+    assert not base.model.training
+
+
+def test_saved_probes_are_read_back(tmp_path: Path):
+    losses = np.arange(6.0).reshape(2, 3)
+
+    probes.save_probe(tmp_path / "probe.npz", (0, 7), losses)
+
+    steps, read = probes.load_probe(tmp_path / "probe.npz")
+    assert steps.tolist() == [0, 7]
+    assert np.array_equal(read, losses)
