@@ -1,5 +1,6 @@
 """The command line ``tell``. Heavy libraries are imported by the command that needs them."""
 
+import atexit
 import json
 import os
 import sys
@@ -37,6 +38,7 @@ NoTrack = Annotated[bool, typer.Option("--no-track", help="Record nothing in MLf
 def main() -> None:
     """Entry point of the console script."""
     _set_defaults()
+    atexit.register(_mute_finalisation)
     app()
 
 
@@ -182,9 +184,11 @@ def _set_defaults() -> None:
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "true",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR",
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "DO_NOT_TRACK": "1",
@@ -192,6 +196,16 @@ def _set_defaults() -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+
+
+def _mute_finalisation() -> None:
+    """Registered first, so it runs last: only the interpreter's own end comes after it.
+
+    Prefect's threads still hold references to DuckDB's types then, and DuckDB's binding prints a
+    hundred lines about it.
+    """
+    sys.stderr.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _print_answer(outcome: dict[str, Any]) -> None:
@@ -217,9 +231,8 @@ def _print_table(rows: Sequence[dict[str, Any]], columns: Sequence[str] = ()) ->
         table.add_column(name, justify="right" if is_number else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_cell_text(row[name]) for name in names))
-    console = Console()
-    # In a pipe there is no width to fit into: never cut a line there.
-    console.print(table, width=None if console.is_terminal else 10_000, soft_wrap=False)
+    # In a pipe there is no width to fit into: never fold a line there.
+    Console(width=None if sys.stdout.isatty() else 10_000).print(table)
 
 
 def _cell_text(value: Any) -> str:
@@ -234,3 +247,7 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+if __name__ == "__main__":
+    main()

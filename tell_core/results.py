@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from tell_core.data.curation import curation_inputs
 from tell_core.errors import InputError, StoreError
+from tell_core.evaluation.metrics import build_metrics
 from tell_core.pipeline import STAGE_VERSIONS, CellOutcome, Stage, base_digest
 from tell_core.spec.identity import canonical_json, file_digest, fingerprint
 from tell_core.spec.loading import dump_spec
@@ -109,9 +110,11 @@ def open_run(spec: ExperimentSpec, root: Path) -> None:
     """Make the run directory, or check that it belongs to this experiment.
 
     Raises:
-        InputError: The directory holds another experiment, or something else altogether.
+        InputError: The directory holds another experiment, or something else altogether; or the
+            specification names a metric that does not exist.
         StoreError: It cannot be written.
     """
+    check_metrics(spec)
     resolved = root / "spec.resolved.yaml"
     if resolved.exists():
         name = read_manifest_name(resolved)
@@ -129,6 +132,21 @@ def open_run(spec: ExperimentSpec, root: Path) -> None:
     text = dump_spec(spec)
     if not resolved.exists() or resolved.read_text(encoding="utf-8") != text:
         write_text(resolved, text)
+
+
+def check_metrics(spec: ExperimentSpec) -> None:
+    """Know before anything runs that every metric exists.
+
+    Raises:
+        InputError: An unknown metric, or a primary metric that is not among those computed.
+    """
+    names = [metric.name for metric in build_metrics(spec.evaluation)]
+    primary = spec.analysis.primary_metric
+    if primary not in names:
+        raise InputError(
+            f"`analysis.primary_metric` is {primary!r}, which is not computed: add it to"
+            f" `evaluation.metrics`, or take one of {', '.join(names)}"
+        )
 
 
 def read_manifest_name(resolved: Path) -> str:
@@ -176,16 +194,15 @@ def query(root: Path, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
     results = root / "results.parquet"
     if not results.exists():
         raise InputError(f"no results in {root}: run `tell run` first, or give a run directory")
-    connection = duckdb.connect(":memory:")
-    connection.execute("set enable_progress_bar = false")
-    _view(connection, "results", results)
-    if any((root / "predictions").glob("*.parquet")):
-        _view(connection, "predictions", root / "predictions" / "*.parquet")
-    try:
-        cursor = connection.execute(sql)
-        return [column[0] for column in cursor.description], cursor.fetchall()
-    except duckdb.Error as error:
-        raise InputError(f"the SQL cannot be answered: {error}") from error
+    with closing(duckdb.connect(":memory:")) as connection:
+        _view(connection, "results", results)
+        if any((root / "predictions").glob("*.parquet")):
+            _view(connection, "predictions", root / "predictions" / "*.parquet")
+        try:
+            cursor = connection.execute(sql)
+            return [column[0] for column in cursor.description], cursor.fetchall()
+        except duckdb.Error as error:
+            raise InputError(f"the SQL cannot be answered: {error}") from error
 
 
 def _view(connection: Any, name: str, path: Path) -> None:
@@ -341,11 +358,16 @@ def seal_run(
 
 
 def is_finished(spec: ExperimentSpec, root: Path, *, is_tracked: bool) -> bool:
-    """Whether a run of exactly this specification on exactly these data lies there, whole."""
+    """Whether a run of exactly this specification on exactly these data lies there, whole.
+
+    Raises:
+        InputError: A source or the base model is missing: better known before anything starts.
+    """
+    identity = run_identity(spec)
     if not (root / _SEAL).exists():
         return False
     seal = read_json(root / _SEAL)
-    if seal["identity"] != run_identity(spec) or (is_tracked and not seal["is_tracked"]):
+    if seal["identity"] != identity or (is_tracked and not seal["is_tracked"]):
         return False
     files = (root / name for name in FINAL_FILES)
     if not all(path.exists() and file_digest(path) == seal["files"][path.name] for path in files):

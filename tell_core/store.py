@@ -131,7 +131,8 @@ def _seal(directory: Path, stage: str, fp: str) -> None:
 
 def _matches(path: Path, record: dict[str, Any]) -> bool:
     try:
-        return path.stat().st_size == record["bytes"] and file_digest(path) == record["sha256"]
+        has_size = path.stat().st_size == int(record["bytes"])
+        return has_size and file_digest(path) == record["sha256"]
     except OSError:
         return False
 

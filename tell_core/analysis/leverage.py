@@ -10,6 +10,12 @@ the score is reached inside the measured range, [max / b, inf] where it is never
 [0, min / b] where the smallest budget already reaches it. The interval runs from the low quantile
 of the lower ends to the high quantile of the upper ends.
 
+Measured on simulated studies with a true ratio of 5, six SFT budgets, 300 items, binary and
+continuous scores, seed noise of 0.05 to 0.4 in units of log tokens, budgets 2 to 4 times apart (200
+studies each): the median estimate lies between 4.96 and 5.21, and 95 % intervals cover in 0.955 to
+0.995 (3 seeds) and 0.925 to 1.0 (5 seeds) of the studies. The price is width: at the largest seed
+noise the ends are 7 times apart with 3 seeds, 2.5 times with 5, and mostly unbounded with 2.
+
 Shape letters: R rows (the estimate, then the draws), K budgets.
 """
 

@@ -6,6 +6,7 @@ one number only.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import optimize, stats
@@ -16,6 +17,8 @@ from tell_core.errors import AnalysisError
 MIN_EXPONENT, MAX_EXPONENT = 0.01, 6.0
 _GRID = np.geomspace(MIN_EXPONENT, MAX_EXPONENT, 400)
 _NUM_PARAMETERS = 3
+
+Profile = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -68,15 +71,17 @@ def power_law_fit(
     scale = y if has_relative_noise else np.ones_like(y)
     exponent = _best_exponent(_profile(x, y, scale))
     if has_relative_noise:
-        scale = np.abs(_curve(x, *_linear_part(x, y, scale, exponent), exponent))
+        offset, amplitude = _linear_part(x, y, scale, exponent)
+        fitted = offset + amplitude * x**-exponent
+        scale = np.where(fitted > 0, fitted, y)
         exponent = _best_exponent(_profile(x, y, scale))
     profile = _profile(x, y, scale)
     offset, amplitude = _linear_part(x, y, scale, exponent)
     freedom = len(x) - _NUM_PARAMETERS
     limit = profile(exponent) * (1 + stats.f.ppf(confidence, 1, freedom) / freedom)
     return PowerLawFit(
-        offset=offset,
-        amplitude=amplitude,
+        offset=offset.item(),
+        amplitude=amplitude.item(),
         exponent=exponent,
         low=_limit_crossing(profile, limit, exponent, MIN_EXPONENT),
         high=_limit_crossing(profile, limit, exponent, MAX_EXPONENT),
@@ -97,31 +102,31 @@ def _check(x: FloatArray, y: FloatArray, has_relative_noise: bool) -> None:
         raise AnalysisError("relative noise needs values above 0; use has_relative_noise=False")
 
 
-def _profile(x: FloatArray, y: FloatArray, scale: FloatArray) -> Callable[[float], float]:
-    """Weighted residual sum of squares as a function of the exponent."""
+def _profile(x: FloatArray, y: FloatArray, scale: FloatArray) -> Profile:
+    """Weighted residual sum of squares as a function of the exponent, one or many (E, 1)."""
 
-    def residual_sum(exponent: float) -> float:
+    def residual_sum(exponent: Any) -> Any:
         offset, amplitude = _linear_part(x, y, scale, exponent)
-        residuals = (y - _curve(x, offset, amplitude, exponent)) / scale
-        return float(residuals @ residuals)
+        residuals = (y - offset - amplitude * x**-exponent) / scale
+        return (residuals**2).sum(axis=-1)
 
     return residual_sum
 
 
-def _linear_part(
-    x: FloatArray, y: FloatArray, scale: FloatArray, exponent: float
-) -> tuple[float, float]:
-    design = np.stack([np.ones_like(x), x**-exponent], axis=1) / scale[:, None]
-    offset, amplitude = np.linalg.lstsq(design, y / scale, rcond=None)[0]
-    return float(offset), float(amplitude)
+def _linear_part(x: FloatArray, y: FloatArray, scale: FloatArray, exponent: Any) -> tuple[Any, Any]:
+    """Best offset and amplitude for an exponent, one or many (E, 1)."""
+    power = x**-exponent
+    weights = scale**-2 / (scale**-2).sum()
+    centred = power - (weights * power).sum(axis=-1, keepdims=True)
+    amplitude = (weights * centred * y).sum(axis=-1, keepdims=True) / (
+        (weights * centred**2).sum(axis=-1, keepdims=True)
+    )
+    offset = (weights * (y - amplitude * power)).sum(axis=-1, keepdims=True)
+    return offset, amplitude
 
 
-def _curve(x: FloatArray, offset: float, amplitude: float, exponent: float) -> FloatArray:
-    return np.asarray(offset + amplitude * x**-exponent)
-
-
-def _best_exponent(profile: Callable[[float], float]) -> float:
-    place = int(np.argmin([profile(exponent) for exponent in _GRID]))
+def _best_exponent(profile: Profile) -> float:
+    place = int(np.argmin(profile(_GRID[:, None])))
     left, right = _GRID[max(place - 1, 0)], _GRID[min(place + 1, len(_GRID) - 1)]
     found = optimize.minimize_scalar(
         profile, bounds=(left, right), method="bounded", options={"xatol": 1e-9}
@@ -129,9 +134,7 @@ def _best_exponent(profile: Callable[[float], float]) -> float:
     return float(found.x)
 
 
-def _limit_crossing(
-    profile: Callable[[float], float], limit: float, exponent: float, end: float
-) -> float | None:
+def _limit_crossing(profile: Profile, limit: float, exponent: float, end: float) -> float | None:
     """Where the profile rises above ``limit`` on the way from the exponent to ``end``."""
     if profile(end) <= limit:
         return None

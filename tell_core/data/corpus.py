@@ -1,6 +1,7 @@
 """Corpora: reading back what curation wrote, only the columns and rows asked for."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 from tell_core.data.encoding import EncodedExamples, IntArray
 from tell_core.data.rendering import Example
 
+_MAX_DIGITS = 4000
 _EXAMPLE_COLUMNS = ("system", "history", "prompt", "response")
 
 
@@ -101,6 +103,23 @@ def example_from_row(row: dict[str, Any]) -> Example:
     turns = json.loads(row["history"]) if row["history"] else []
     history = tuple((turn["role"], turn["content"]) for turn in turns)
     return Example(row["prompt"], row["response"], row["system"], history)
+
+
+def parse_extra(text: str) -> dict[str, Any]:
+    """The remaining columns of a row; numbers that strict JSON cannot hold become None."""
+    values: dict[str, Any] = json.loads(
+        text, parse_constant=lambda _: None, parse_float=_finite, parse_int=_whole
+    )
+    return values
+
+
+def _finite(text: str) -> float | None:
+    value = float(text)
+    return value if math.isfinite(value) else None
+
+
+def _whole(text: str) -> int | None:
+    return int(text) if len(text) <= _MAX_DIGITS else None
 
 
 def _schema_of(file: pq.ParquetFile, columns: Sequence[str]) -> pa.Schema:

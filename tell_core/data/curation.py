@@ -4,7 +4,6 @@ Read, remove the task's constant prefix, remove duplicates and overlap with the 
 count tokens, set aside what is too long, carve out dev and held-out examples, write.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,14 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from tell_core.data.anchors import Anchor, apply_anchor, resolve_anchor, with_num_tokens
-from tell_core.data.corpus import example_from_row
+from tell_core.data.corpus import example_from_row, parse_extra
 from tell_core.data.overlap import find_overlap
 from tell_core.data.profile import profile_source
 from tell_core.data.reading import Layout, read_source
 from tell_core.data.rendering import ChatRenderer, Example, load_chat_template
 from tell_core.data.sources import ResolvedSource, resolve_sources, source_identity
 from tell_core.data.workspace import (
+    HAS_INK,
     REJECT_TEXT_CHARACTERS,
     fetch_all,
     fetch_one,
@@ -29,7 +29,7 @@ from tell_core.data.workspace import (
     quoted,
     stream_batches,
 )
-from tell_core.errors import AnchorError, DataError
+from tell_core.errors import AnchorError, DataError, StoreError
 from tell_core.spec.identity import file_digest
 from tell_core.spec.model import ExperimentSpec
 from tell_core.store import explain_disk_errors, write_json
@@ -153,7 +153,7 @@ def _settle_anchor(
 
 
 def _length(extra: str, column: str) -> int | None:
-    value = json.loads(extra).get(column)
+    value = parse_extra(extra).get(column)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
@@ -167,8 +167,7 @@ def _strip_prefix(connection: duckdb.DuckDBPyConnection, prefix: str) -> None:
     _reject(
         connection,
         "select id, 'empty_prompt', 'nothing follows the constant beginning of the prompt'"
-        " from examples where part like 'task_%' and trim(prompt, chr(32) || chr(9) || chr(10)"
-        " || chr(13)) = ''",
+        f" from examples where part like 'task_%' and not regexp_matches(prompt, {HAS_INK})",
     )
 
 
@@ -350,7 +349,15 @@ def _write(connection: duckdb.DuckDBPyConnection, out: Path) -> None:
 
 
 def _copy(connection: duckdb.DuckDBPyConnection, query: str, path: Path) -> None:
-    connection.execute(f"copy ({query}) to {quoted(str(path))} (format parquet, compression zstd)")
+    try:
+        connection.execute(
+            f"copy ({query}) to {quoted(str(path))} (format parquet, compression zstd)"
+        )
+    except duckdb.IOException as error:
+        raise StoreError(
+            f"cannot write {path}: {error}. Free some space or choose another --out, then run the"
+            " same command again."
+        ) from error
 
 
 def _profile(

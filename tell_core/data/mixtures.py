@@ -17,7 +17,7 @@ import numpy as np
 
 from tell_core.data.anchors import Anchor, apply_anchor, random_anchor
 from tell_core.data.budgets import choice_order, select_from_sources, select_within_budget
-from tell_core.data.corpus import Corpus
+from tell_core.data.corpus import Corpus, parse_extra
 from tell_core.data.encoding import (
     EncodedExamples,
     IntArray,
@@ -331,7 +331,7 @@ def _item_lines(
             "prompt_digest": _prompt_digest(encoded, index),
             "prompt": record["prompt"],
             "reference": record["response"],
-            "extra": json.loads(record["extra"]),
+            "extra": parse_extra(record["extra"]),
         }
         for index, record in enumerate(records)
     ]

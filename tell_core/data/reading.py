@@ -20,6 +20,7 @@ from tell_core.data.records import (
 )
 from tell_core.data.sources import ResolvedSource, kind_of
 from tell_core.data.workspace import (
+    HAS_INK,
     REJECT_TEXT_CHARACTERS,
     fetch_all,
     fetch_one,
@@ -37,7 +38,6 @@ _OPTIONAL = {"prompt_response": ("system",), "messages": (), "alpaca": ("input",
 _KNOWN_COLUMNS = sorted(
     {name for names in (*_REQUIRED.values(), *_OPTIONAL.values()) for name in names}
 )
-_INK = r"'[^\s\v\p{Z}]'"
 _ROLES = "'^(system )?(user assistant )*user assistant $'"
 _WHOLE_ROW = "the_whole_row_"
 
@@ -201,8 +201,8 @@ def _extract(connection: duckdb.DuckDBPyConnection, layout: Layout) -> None:
         select file_index, line, record, system, history, prompt, response,
             json_merge_patch(record, {quoted(used)})::varchar as extra,
             case {checks}
-                when not regexp_matches(prompt, {_INK}) then 'empty_prompt'
-                when not regexp_matches(response, {_INK}) then 'empty_response' end as reason,
+                when not regexp_matches(prompt, {HAS_INK}) then 'empty_prompt'
+                when not regexp_matches(response, {HAS_INK}) then 'empty_response' end as reason,
             case {details} else '' end as detail
         from parts
         union all by name
@@ -229,7 +229,7 @@ def _column_parts(layout: Layout) -> _Parts:
         prompt, response = text["instruction"], text["output"]
         if "input" in text:
             more = text["input"]
-            given = f"regexp_matches(coalesce({more}, ''), {_INK})"
+            given = f"regexp_matches(coalesce({more}, ''), {HAS_INK})"
             prompt += f" || case when {given} then chr(10) || chr(10) || {more} else '' end"
     columns = (
         f"{text.get('system', 'null::varchar')} as system, null::varchar as history,"
@@ -261,39 +261,34 @@ def _message_parts(layout: Layout) -> _Parts:
     messages = f"json_extract(record, {_at(key)})"
     roles = f"json_extract_string({messages}, '$[*].role')"
     texts = f"json_extract_string({messages}, '$[*].content')"
-    kinds = f"json_type({messages}, '$[*].content')"
-    count = f"coalesce(json_array_length({messages}), 0)"
     has_system = f"(coalesce({roles}[1], '') = 'system')"
     earlier = f"list_zip({roles}, {texts})[(1 + {has_system}::integer):-3]"
     columns = f"""
         case when {has_system} then {texts}[1] end as system,
-        case when {count} > 2 + {has_system}::integer then to_json(list_transform({earlier},
+        case when len({earlier}) > 0 then to_json(list_transform({earlier},
             lambda turn: struct_pack(role := turn[1], content := turn[2])))::varchar end as history,
         {texts}[-2] as prompt, {texts}[-1] as response"""
+    return _Parts(columns, tuple(_message_checks(key, messages, roles)))
+
+
+def _message_checks(key: str, messages: str, roles: str) -> Iterator[tuple[str, str, str]]:
+    """A JSON path skips messages that lack a key, so lengths are compared before anything else."""
     kind = f"coalesce(json_type(record, {_at(key)}), 'NULL')"
+    kinds = f"json_type({messages}, '$[*].content')"
+    count = f"coalesce(json_array_length({messages}), 0)"
     spoken = f"array_to_string({roles}, ' ') || ' '"
-    return _Parts(
-        columns,
-        (
-            (f"{kind} = 'NULL'", "missing_column", quoted(f"column {key} is missing or null")),
-            (
-                f"{kind} <> 'ARRAY'",
-                "wrong_roles",
-                quoted(f"column {key} is no list of messages"),
-            ),
-            (
-                f"len({roles}) <> {count} or not regexp_matches({spoken}, {_ROLES})",
-                "wrong_roles",
-                "'needed: an optional system message, then user and assistant in turn, the"
-                f" assistant last; got: ' || {spoken}",
-            ),
-            (
-                f"len({kinds}) <> {count} or len(list_distinct({kinds})) <> 1"
-                f" or {kinds}[1] <> 'VARCHAR'",
-                "not_text",
-                "'the content of a message is missing or not text'",
-            ),
-        ),
+    yield f"{kind} = 'NULL'", "missing_column", quoted(f"column {key} is missing or null")
+    yield f"{kind} <> 'ARRAY'", "wrong_roles", quoted(f"column {key} is no list of messages")
+    yield (
+        f"len({roles}) <> {count} or not regexp_matches({spoken}, {_ROLES})",
+        "wrong_roles",
+        "'needed: an optional system message, then user and assistant in turn, the assistant last;"
+        f" got: ' || {spoken}",
+    )
+    yield (
+        f"len({kinds}) <> {count} or list_distinct({kinds}) <> ['VARCHAR']",
+        "not_text",
+        "'the content of a message is missing or not text'",
     )
 
 

@@ -29,6 +29,7 @@ RECORD_SCHEMA = pa.schema(
 )
 _ROWS_PER_BATCH = 8192
 _MAX_FIELD_CHARACTERS = 1 << 30
+_SURELY_SHALLOW = 500
 
 
 class Record(NamedTuple):
@@ -161,10 +162,24 @@ def _array_records(path: Path, stream: BinaryIO) -> Iterator[Record]:
 
 def _decoded(line: int, content: bytes) -> Record:
     try:
-        return Record(line, content.decode("utf-8"))
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         detail = f"byte {error.start + 1} of the line is not UTF-8"
         return Record(line, content.decode("utf-8", "replace"), "bad_utf8", detail)
+    if text.count("[") + text.count("{") > _SURELY_SHALLOW and _is_too_deep(text):
+        return Record(line, text, "bad_json", "lists or objects are nested too deeply")
+    return Record(line, text)
+
+
+def _is_too_deep(text: str) -> bool:
+    """Whether Python cannot parse what the data engine, which knows no limit, would accept."""
+    try:
+        json.loads(text)
+    except RecursionError:
+        return True
+    except ValueError:
+        return False
+    return False
 
 
 def _csv_header(path: Path, reader: Any) -> list[str]:

@@ -19,6 +19,8 @@ create table rejects (
     source_id integer, file varchar, line bigint, reason varchar, detail varchar, text varchar);
 """
 REJECT_TEXT_CHARACTERS = 500
+HAS_INK = r"'[^\s\v\p{Z}]'"
+"""SQL pattern of a text that is not all white space, Unicode's included."""
 
 
 @contextmanager

@@ -42,8 +42,8 @@ def generate_greedy(
 ) -> list[str]:
     """Continue each prompt with the likeliest token until it ends.
 
-    A row ends at any end token of the model or tokenizer, at any of ``stop_ids``, or after
-    ``max_new_tokens``.
+    A row ends at any end token of the model or tokenizer, at any of ``stop_ids``, after
+    ``max_new_tokens``, or where the model's context is full.
 
     Args:
         model: Causal language model on ``device``, in evaluation mode.
@@ -59,21 +59,17 @@ def generate_greedy(
         N texts in the order of ``prompts``, without end token and special tokens.
 
     Raises:
-        EvaluationError: A prompt is empty.
+        EvaluationError: A prompt is empty, or fills the model's context.
     """
-    lengths = np.asarray([len(prompt) for prompt in prompts])
-    if (lengths == 0).any():
-        raise EvaluationError(
-            f"prompt {int(np.argmin(lengths))} has no tokens: there is nothing to continue. Check"
-            " the chat template; it must write something before the answer."
-        )
+    lengths = np.asarray([len(prompt) for prompt in prompts], dtype=np.int64)
+    limits = np.minimum(_room(model, lengths), max_new_tokens)
     stops = end_token_ids(model, tokenizer) | frozenset(stop_ids)
     longest_first = np.argsort(-lengths, kind="stable").tolist()
     answers: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(prompts), batch_size):
         rows = longest_first[start : start + batch_size]
         batch = [prompts[row] for row in rows]
-        written = _continue(model, batch, stops, max_new_tokens, device)
+        written = _continue(model, batch, limits[rows].tolist(), stops, device)
         for row, ids in zip(rows, written, strict=True):
             answers[row] = ids
         if on_progress:
@@ -95,21 +91,37 @@ def end_token_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> froze
     return frozenset(int(id_) for ids in lists for id_ in ids if id_ is not None)
 
 
+def _room(model: nn.Module, lengths: IntArray) -> IntArray:
+    """Tokens that fit into the model's context after prompts of these lengths."""
+    if (lengths == 0).any():
+        raise EvaluationError(
+            f"prompt {int(np.argmin(lengths))} has no tokens: there is nothing to continue. Check"
+            " the chat template; it must write something before the answer."
+        )
+    context = getattr(model.config, "max_position_embeddings", None) or np.iinfo(np.int64).max
+    if (lengths >= context).any():
+        raise EvaluationError(
+            f"prompt {int(np.argmax(lengths))} has {int(lengths.max())} tokens and the model takes"
+            f" {context}, answer included. Lower `curation.max_tokens`."
+        )
+    return np.asarray(context - lengths)
+
+
 def _continue(
     model: nn.Module,
     prompts: Sequence[IntArray],
+    limits: Sequence[int],
     stops: frozenset[int],
-    max_new_tokens: int,
     device: torch.device,
 ) -> list[list[int]]:
-    """Answers of one batch, as token ids without the end token."""
+    """Answers of one batch, as token ids without the end token, each at most its limit long."""
     answers: list[list[int]] = [[] for _ in prompts]
     going = list(range(len(prompts)))
     ids, mask = _pad_left(prompts, device)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     cache: Any = None
     with torch.inference_mode():
-        for _ in range(max_new_tokens):
+        while True:
             output = model(
                 input_ids=ids,
                 attention_mask=mask,
@@ -120,21 +132,22 @@ def _continue(
             )
             cache = output.past_key_values
             chosen = output.logits[:, -1].argmax(dim=-1)
-            tokens = chosen.tolist()
-            kept = [row for row, token in enumerate(tokens) if token not in stops]
-            for row in kept:
-                answers[going[row]].append(tokens[row])
+            kept: list[int] = []
+            for index, (row, token) in enumerate(zip(going, chosen.tolist(), strict=True)):
+                if token not in stops:
+                    answers[row].append(token)
+                    if len(answers[row]) < limits[row]:
+                        kept.append(index)
             if not kept:
-                break
+                return answers
             if len(kept) < len(going):
-                going = [going[row] for row in kept]
-                index = torch.tensor(kept, device=device)
-                cache.reorder_cache(index)
-                chosen, mask, positions = chosen[index], mask[index], positions[index]
+                going = [going[index] for index in kept]
+                rows = torch.tensor(kept, dtype=torch.int64, device=device)
+                cache.reorder_cache(rows)
+                chosen, mask, positions = chosen[rows], mask[rows], positions[rows]
             ids = chosen[:, None]
             mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
             positions = positions[:, -1:] + 1
-    return answers
 
 
 def _pad_left(

@@ -144,7 +144,8 @@ def evaluate_cell(
     Raises:
         InputError: A metric is unknown, or does not fit the test data.
         ModelError: The model or what was trained cannot be loaded.
-        EvaluationError: ``inputs`` is incomplete, or the weights give no finite log-probability.
+        EvaluationError: ``inputs`` is incomplete, a prompt does not fit the model, memory ran out,
+            or the weights give no finite log-probability.
     """
     metrics = build_metrics(evaluation)
     test, general = load_items(inputs)
@@ -153,7 +154,7 @@ def evaluate_cell(
     with exclusive_device(place), cpu_threads(threads):
         base = loaded or load_model(model_path, revision=revision, dtype=dtype, device=place)
         autocast = resolve_precision(dtype, place).autocast(place)
-        with _trained_model(base, trained) as model, autocast:
+        with _trained_model(base, trained) as model, autocast, _explained_shortage(evaluation):
             texts = None
             if any(metric.needs_generation for metric in metrics):
                 texts = _generate(model, base, test.examples, evaluation, on_progress)
@@ -218,6 +219,17 @@ def _trained_model(base: LoadedModel, trained: Path | None) -> Iterator[nn.Modul
         yield model
     finally:
         detach_adapter(model)
+
+
+@contextmanager
+def _explained_shortage(evaluation: EvaluationSpec) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise EvaluationError(
+            f"the GPU's memory ran out while evaluating {evaluation.batch_size} items side by"
+            " side; lower `evaluation.batch_size`, the scores stay the same."
+        ) from error
 
 
 def _generate(

@@ -160,25 +160,29 @@ def leverage_points(rows: Iterable[Json]) -> list[LeveragePoint]:
     return points
 
 
+def lead_row(run: RunFiles) -> Json | None:
+    """Return the headline's entry with the largest leverage shown to be above 1, or None."""
+    shown = [row for row in headline_rows(run) if (as_number(row.get("low")) or 0.0) > 1]
+    return max(shown, key=_size, default=None)
+
+
 def headline_reach(run: RunFiles, points: Sequence[CurvePoint]) -> Reach | None:
-    """Return the arrow of the largest leverage above 1 that has a number or a lower bound."""
-    candidates = [_as_reach(row, points) for row in headline_rows(run)]
-    reaches = [reach for reach in candidates if reach is not None]
-    return max(reaches, key=lambda reach: reach.to_tokens / reach.from_tokens, default=None)
-
-
-def _as_reach(row: Json, points: Sequence[CurvePoint]) -> Reach | None:
-    start = next(
-        (p for p in points if (p.arm, p.task_budget_tokens) == ("tell", row["task_budget_tokens"])),
-        None,
-    )
-    is_bound = row.get("censored") == "above"
-    ratio = leverage_bound(row) if is_bound else as_number(row.get("ratio"))
-    if start is None or not start.task_tokens or ratio is None or ratio <= 1:
+    """Return the arrow of the lead entry, from TELL to the task tokens SFT needs."""
+    row = lead_row(run)
+    if row is None or not _size(row):
         return None
-    label = f"{'≥ ' if is_bound else ''}{format_ratio(ratio)}×"
-    end = as_number(row.get("sft_equivalent_tokens")) or start.task_tokens * ratio
+    place = ("tell", row["task_budget_tokens"])
+    start = next((p for p in points if (p.arm, p.task_budget_tokens) == place), None)
+    if start is None or not start.task_tokens:
+        return None
+    is_bound = row.get("censored") == "above"
+    label = f"{'≥ ' if is_bound else ''}{format_ratio(_size(row))}×"
+    end = as_number(row.get("sft_equivalent_tokens")) or start.task_tokens * _size(row)
     return Reach(start.task_tokens, end, start.mean, label, is_bound)
+
+
+def _size(row: Json) -> float:
+    return as_number(row.get("ratio")) or leverage_bound(row) or 0.0
 
 
 def _from_curve(curve: Mapping[str, Any]) -> CurvePoint | None:

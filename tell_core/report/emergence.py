@@ -33,8 +33,8 @@ def emergence(run: RunFiles) -> Section:
     least = format_count((run.emergence or {}).get("min_points"))
     blocks: list[Block] = [Text(_INTRO.format(least=least)), _verdict_table(traced, cells)]
     shown = shown_cells(run, traced)
-    top_loss = _top_loss(shown, cells)
-    heat_maps = [_heat_map(cell, cells[cell.name], top_loss) for cell in _for_heat_maps(shown)]
+    loss_range = _loss_range(shown, cells)
+    heat_maps = [_heat_map(cell, cells[cell.name], loss_range) for cell in _for_heat_maps(shown)]
     blocks.append(Panels(tuple(heat_maps), caption=_HEAT_CAPTION))
     if multiples := _small_multiples(shown, cells):
         blocks.append(multiples)
@@ -100,11 +100,11 @@ def _share_entry(count: int, total: int) -> Entry:
     return Entry(f"{format_share(share)} ({count:,})", share=share)
 
 
-def _heat_map(cell: CellRecord, traced: Json, top_loss: float) -> Chart:
+def _heat_map(cell: CellRecord, traced: Json, loss_range: tuple[float, float]) -> Chart:
     items = sorted(traced["items"], key=_order_of)[:MAX_HEAT_ROWS]
     losses = [[_or_nan(loss) for loss in item["losses"]] for item in items]
     num_task = sum(item.get("role", "task") == "task" for item in items)
-    draw = partial(figures.loss_heat_map, losses, num_task, traced["steps"], top_loss=top_loss)
+    draw = partial(figures.loss_heat_map, losses, num_task, traced["steps"], loss_range=loss_range)
     return Chart(cell_title(cell), to_svg(draw, f"heat-{cell.name}"), "")
 
 
@@ -117,15 +117,19 @@ def _order_of(item: Json) -> tuple[bool, float, float]:
     return (is_general, midpoint if midpoint is not None else float("inf"), last)
 
 
-def _top_loss(shown: Iterable[CellRecord], cells: dict[str, Json]) -> float:
-    losses = [
+def _loss_range(shown: Iterable[CellRecord], cells: dict[str, Json]) -> tuple[float, float]:
+    """Return the range that holds all but the 2 % lowest and highest losses of the maps."""
+    losses = sorted(
         loss
         for cell in shown
         for item in cells[cell.name]["items"]
         for loss in map(as_number, item["losses"])
         if loss is not None
-    ]
-    return sorted(losses)[int(0.98 * (len(losses) - 1))] if losses else 1.0
+    )
+    if not losses:
+        return 0.0, 1.0
+    cut = int(0.02 * len(losses))
+    return losses[cut], losses[-1 - cut]
 
 
 def _small_multiples(shown: Sequence[CellRecord], cells: dict[str, Json]) -> Chart | None:

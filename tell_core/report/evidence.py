@@ -10,7 +10,6 @@ from tell_core.report import figures
 from tell_core.report.blocks import (
     Answer,
     Block,
-    Bullets,
     Chart,
     Comparison,
     Entry,
@@ -144,8 +143,8 @@ def predictions(run: RunFiles) -> Section:
         title,
         (
             Text(intro),
-            *(_comparison(item, "TELL more probable") for item in better[:NUM_BETTER]),
-            *(_comparison(item, "SFT more probable") for item in worse[:NUM_WORSE]),
+            *(_comparison(item, "TELL") for item in better[:NUM_BETTER]),
+            *(_comparison(item, "SFT") for item in worse[:NUM_WORSE]),
         ),
     )
 
@@ -178,7 +177,8 @@ def _ledger_table(cells: Sequence[CellRecord]) -> Table:
 def _ledger_row(cell: CellRecord) -> tuple[Entry, ...]:
     found = read_ledger(cell)
     available = as_number(found.get("task_available_tokens"))
-    is_short = available is not None and available < (cell.task_budget_tokens or 0)
+    is_used = bool(found.get("num_task_examples"))
+    is_short = is_used and (available or 0.0) < (cell.task_budget_tokens or 0)
     remark = "the whole pool: less than the budget" if is_short else ""
     epochs = as_number(found.get("task_epochs"))
     return (
@@ -189,7 +189,7 @@ def _ledger_row(cell: CellRecord) -> tuple[Entry, ...]:
         Entry(format_count(found.get("task_rendered_tokens"))),
         Entry(format_count(found.get("num_task_examples"))),
         Entry(MISSING if epochs is None else f"{epochs:.3g}"),
-        Entry(format_count(found.get("general_budget_tokens"))),
+        Entry(format_count(found.get("general_budget_tokens")), remark=_general_remark(found)),
         Entry(format_count(found.get("general_tokens"))),
         Entry(format_count(found.get("general_available_tokens"))),
         Entry(format_count(found.get("num_general_examples"))),
@@ -197,6 +197,12 @@ def _ledger_row(cell: CellRecord) -> tuple[Entry, ...]:
         Entry(format_count(found.get("rendered_tokens"))),
         Entry(format_count(found.get("steps"))),
     )
+
+
+def _general_remark(found: Json) -> str:
+    """Say that SFT matched takes only its number of steps from the general budget."""
+    has_budget = as_number(found.get("general_budget_tokens")) is not None
+    return "sets the steps only" if has_budget and not found.get("num_general_examples") else ""
 
 
 def _training_table(cells: Sequence[CellRecord]) -> Block:
@@ -279,15 +285,14 @@ def _loss_panels(run: RunFiles) -> Panels | None:
 def _smoothed(cell: CellRecord, key: str) -> list[tuple[float, float]]:
     """Average a training log over at most MAX_LOSS_POINTS stretches of equal length."""
     log = [
-        (float(line["step"]), value)
+        (float(line["step"]) + 1, value)
         for line in read_training_log(cell)
         if (value := as_number(line.get(key))) is not None
     ]
     width = -(-len(log) // MAX_LOSS_POINTS) or 1
     stretches = [log[start : start + width] for start in range(0, len(log), width)]
     return [
-        (max(1.0, stretch[-1][0]), sum(value for _, value in stretch) / len(stretch))
-        for stretch in stretches
+        (stretch[-1][0], sum(value for _, value in stretch) / len(stretch)) for stretch in stretches
     ]
 
 
@@ -435,7 +440,8 @@ def _anchor_note(run: RunFiles) -> tuple[Block, ...]:
     place = {"before": "before the prompt", "after": "after the prompt"}.get(
         position, "as the system message"
     )
-    return (Bullets((f"Anchor prompt ({tokens}, {place}): “{clip(anchor['text'], MAX_TEXT)}”",)),)
+    text = clip(anchor["text"], MAX_TEXT)
+    return (Text(f"Anchor prompt ({tokens}, {place}): “{text}”"),)
 
 
 def _paired_cells(run: RunFiles) -> tuple[CellRecord, CellRecord] | None:
@@ -508,13 +514,15 @@ def _log_probability(row: Json) -> float | None:
 
 def _answer_text(row: Json) -> str:
     parsed = row.get("parsed")
+    if parsed is None and row.get("prediction") is None:
+        return "(no text was generated)"
     return clip(row.get("prediction") if parsed in (None, "") else parsed, MAX_TEXT)
 
 
-def _comparison(item: PairedItem, side: str) -> Comparison:
+def _comparison(item: PairedItem, arm: str) -> Comparison:
     difference = format_score(abs(item.gain))
     return Comparison(
-        title=f"{side} by {difference} nats per token · item {item.item_id}",
+        title=f"{item.item_id}: more probable under {arm} by {difference} nats per token",
         prompt=item.prompt,
         reference=item.reference,
         answers=(

@@ -91,7 +91,7 @@ def learning_curves(
     has_labels: bool = False,
 ) -> Figure:
     """Draw score against tokens on a log axis, intervals shaded, seeds as faint dots."""
-    figure, axes = _new_axes(palette, size, right=1.05 if has_labels else 0.1)
+    figure, axes = _new_axes(palette, size, right=1.15 if has_labels else 0.1)
     for level in levels:
         _draw_level(axes, level, palette)
     for one in series:
@@ -171,7 +171,7 @@ def loss_heat_map(
     steps: Sequence[int],
     palette: Palette,
     *,
-    top_loss: float,
+    loss_range: tuple[float, float],
 ) -> Figure:
     """Draw the loss of each probe item (row) at each probe (column); dark is high.
 
@@ -180,13 +180,13 @@ def loss_heat_map(
         num_task_items: How many of the rows are task items.
         steps: Optimiser step of each probe.
         palette: Colours by name.
-        top_loss: Loss at the dark end of the scale, in nats per token.
+        loss_range: Losses at the light and the dark end of the scale, in nats per token.
     """
-    figure, axes = _new_axes(palette, (4.2, 3.2), right=0.35)
+    figure, axes = _new_axes(palette, (4.2, 3.2), left=0.3, right=0.35)
     axes.grid(visible=False)
     image = axes.imshow(
-        np.asarray(losses, dtype=float), aspect="auto", cmap="viridis_r", vmin=0.0,
-        vmax=top_loss, interpolation="none",
+        np.asarray(losses, dtype=float), aspect="auto", cmap="viridis_r", vmin=loss_range[0],
+        vmax=loss_range[1], interpolation="none",
     )  # fmt: skip
     ticks = np.unique(np.linspace(0, len(steps) - 1, min(6, len(steps))).round().astype(int))
     axes.set_xticks(ticks, [format_short_tokens(float(steps[tick])) for tick in ticks])
@@ -237,13 +237,15 @@ def item_curves(
     return figure
 
 
-def _new_axes(palette: Palette, size: Size, *, right: float = 0.1) -> tuple[Figure, Axes]:
-    """Make axes with fixed margins, ``right`` in inches: a layout engine takes twice the time."""
+def _new_axes(
+    palette: Palette, size: Size, *, left: float = 0.6, right: float = 0.1
+) -> tuple[Figure, Axes]:
+    """Make axes with fixed margins in inches: a layout engine takes twice the time."""
     width, height = size
     with drawing_settings():
         figure = Figure(figsize=size)
         figure.subplots_adjust(
-            left=0.6 / width, right=1 - right / width, bottom=0.45 / height, top=1 - 0.12 / height
+            left=left / width, right=1 - right / width, bottom=0.45 / height, top=1 - 0.12 / height
         )
         axes = figure.add_subplot()
     _plain_axes(axes, palette)
@@ -332,7 +334,7 @@ def _label_ends(
     if not ends:
         return
     low, high = axes.get_ylim()
-    heights = _push_apart([end[0] for end in ends], (high - low) * 0.062)
+    heights = push_apart([end[0] for end in ends], (high - low) * 0.062)
     for (_, label, arm), height in zip(ends, heights, strict=True):
         axes.annotate(
             label, xy=(1.0, height), xycoords=("axes fraction", "data"), xytext=(6, 0),
@@ -341,7 +343,7 @@ def _label_ends(
         )  # fmt: skip
 
 
-def _push_apart(heights: Sequence[float], gap: float) -> list[float]:
+def push_apart(heights: Sequence[float], gap: float) -> list[float]:
     """Move heights as little as needed until neighbours are ``gap`` apart, order kept."""
     order = np.argsort(heights, kind="stable")
     steps = np.arange(len(heights)) * gap
@@ -371,34 +373,22 @@ def _draw_leverage(
     for point in points:
         x = point.budget_tokens * shift
         if point.bound:
-            _draw_bound(axes, x, point, colour, style.marker)
-        else:
-            _draw_whisker(axes, x, point, colour)
+            axes.plot([x], [point.ratio], style.marker, ms=7, mfc="none", color=colour)
+        _draw_interval(axes, x, point, colour)
 
 
-def _draw_bound(axes: Axes, x: float, point: LeveragePoint, colour: str, marker: str) -> None:
-    factor = 1.7 if point.bound == "above" else 1 / 1.7
-    inner = point.low if point.bound == "above" else point.high
-    if inner is not None:
-        axes.plot([x, x], [inner, point.ratio], color=colour, linewidth=2.0)
-    axes.plot([x], [point.ratio], marker=marker, ms=7, markerfacecolor="none", color=colour)
-    axes.annotate(
-        "", xy=(x, point.ratio * factor), xytext=(x, point.ratio),
-        arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 1.6, "shrinkA": 4},
-    )  # fmt: skip
-    axes.plot([x], [point.ratio * factor], alpha=0)
-
-
-def _draw_whisker(axes: Axes, x: float, point: LeveragePoint, colour: str) -> None:
-    low = point.ratio if point.low is None else point.low
-    high = point.ratio if point.high is None else point.high
-    axes.plot([x, x], [max(low, 1e-3), max(high, 1e-3)], color=colour, linewidth=2.0)
-    if point.high is None:
+def _draw_interval(axes: Axes, x: float, point: LeveragePoint, colour: str) -> None:
+    """Draw a bar to each end of the interval, an arrow where it is unbounded."""
+    for end, factor in ((point.low, 1 / 1.7), (point.high, 1.7)):
+        if end is not None:
+            axes.plot([x, x], [point.ratio, max(end, 1e-3)], color=colour, linewidth=2.0)
+            continue
+        tip = point.ratio * factor
         axes.annotate(
-            "", xy=(x, point.ratio * 2.2), xytext=(x, point.ratio),
-            arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 1.6, "shrinkA": 4},
+            "", xy=(x, tip), xytext=(x, point.ratio), annotation_clip=False,
+            arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 1.6, "shrinkA": 4},
         )  # fmt: skip
-        axes.plot([x], [point.ratio * 2.2], alpha=0)
+        axes.plot([x], [tip], alpha=0)  # the axis makes room for the tip
 
 
 def _draw_item(
@@ -415,7 +405,6 @@ def _draw_item(
             markeredgewidth=0, **_line(style.dashes, 1.5),
         )  # fmt: skip
     axes.set_xscale("symlog", linthresh=1.0)
-    axes.set_ylim(bottom=0)
     axes.yaxis.set_major_locator(MaxNLocator(3))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_short_tokens(value)))
     axes.xaxis.set_minor_locator(NullLocator())

@@ -1,6 +1,6 @@
 """Sections that close the report: what its numbers cannot say, and how to make them again."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from tell_core.report.blocks import Block, Bullets, Code, Entry, Facts, Fold, Section, Table, Text
 from tell_core.report.curves import leverage_rows, metrics, primary_metric
@@ -101,7 +101,8 @@ def _budget_limits(run: RunFiles) -> Iterator[str]:
         for kind, over in (("task", task), ("general", general)):
             budget = as_number(found.get(f"{kind}_budget_tokens"))
             available = as_number(found.get(f"{kind}_available_tokens"))
-            if budget and available is not None and available < budget:
+            is_used = bool(as_number(found.get(f"num_{kind}_examples")))
+            if is_used and budget and available is not None and available < budget:
                 over.add((budget, available))
     for kind, over in (("task", task), ("general", general)):
         for budget, available in sorted(over):
@@ -134,14 +135,12 @@ def _bound_limits(run: RunFiles) -> Iterator[str]:
 
 
 def _dev_limits(run: RunFiles) -> Iterator[str]:
-    sources: Sequence[Json] = (run.profile or {}).get("sources") or ()
-    dev = [source for source in sources if source.get("role") == "task_dev"]
-    tokens = sum(int(source.get("num_tokens") or 0) for source in dev)
-    size = f" (about {format_count(tokens)} tokens)" if tokens else ""
+    size = f"{format_count(run.num_dev_examples)} " if run.num_dev_examples else ""
+    tokens = f" ({format_count(run.num_dev_tokens)} tokens)" if run.num_dev_tokens else ""
     if (run.spec.get("training") or {}).get("keep", "best_dev") == "best_dev":
         yield (
-            f"Task dev examples{size} choose the checkpoint that is kept. They are labelled task "
-            "data which the task budget does not count, for every arm alike."
+            f"The checkpoint that is kept is chosen on {size}task dev examples{tokens}. They are "
+            "labelled task data which the task budget does not count, for every arm alike."
         )
     tuning: Json = run.manifest.get("tuning") or {}
     if tuning:
@@ -170,7 +169,7 @@ def _comparison_limits(run: RunFiles) -> Iterator[str]:
     if run.leverage is not None:
         yield (
             "Intervals hold for one comparison at a time; with many arms, budgets and metrics some "
-            "will miss by chance. Only the primary metric at the headline was chosen beforehand."
+            "will miss by chance. The primary metric was fixed in the specification."
         )
 
 
@@ -223,7 +222,11 @@ def _fingerprints(run: RunFiles) -> tuple[Table, ...]:
                 stages.append((f"{cell.name} · {name}", path.name))
     rows = tuple((Entry(label), Entry(name)) for label, name in stages)
     files = tuple(
-        (Entry(str(source.get("name"))), Entry(str(file.get("path"))), Entry(str(file["sha256"])))
+        (
+            Entry(str(source.get("name"))),
+            Entry(str(file.get("path"))),
+            Entry(str(file.get("sha256") or MISSING)),
+        )
         for source in (run.profile or {}).get("sources") or ()
         for file in source.get("files") or ()
     )

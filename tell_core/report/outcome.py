@@ -36,6 +36,7 @@ from tell_core.report.curves import (
     headline_general_budget,
     headline_reach,
     headline_rows,
+    lead_row,
     leverage_points,
     leverage_rows,
     metrics,
@@ -186,10 +187,8 @@ def verdict(run: RunFiles) -> str:
         return sentences[0]
     if all(row.get("censored") == "undefined" for row in rows):
         return f"Undetermined. {sentences[0]}"
-    shown = [place for place, row in enumerate(rows) if (as_number(row.get("low")) or 0.0) > 1]
-    if not shown:
-        return sentences[-1]
-    return f"{sentences[max(shown, key=lambda place: _size(rows[place]))]} {sentences[-1]}"
+    lead = lead_row(run)
+    return sentences[-1] if lead is None else f"{sentences[rows.index(lead)]} {sentences[-1]}"
 
 
 def _at_headline(leverage: Json, run: RunFiles) -> Json:
@@ -199,10 +198,6 @@ def _at_headline(leverage: Json, run: RunFiles) -> Json:
     rows = headline_rows(run)
     arms = {"tell": {str(headline_general_budget(run) or 0): rows}} if rows else {}
     return {**leverage, "metrics": {metric: {**entry, "arms": arms}} if entry else {}}
-
-
-def _size(row: Json) -> float:
-    return as_number(row.get("ratio")) or leverage_bound(row) or 0.0
 
 
 def _in_words(run: RunFiles) -> tuple[Fold, ...]:
@@ -293,7 +288,7 @@ def _general_growth(run: RunFiles) -> tuple[Block, ...]:
         )
         title = f"TELL at {format_count(budget)} task tokens"
         charts.append(Chart(title, to_svg(draw, f"growth-{budget}"), ""))
-    caption = "The same task data with more and more general data."
+    caption = "The same task data with more and more general data, each panel on its own scale."
     return (Panels(tuple(charts), legend_of(["tell"]), caption),)
 
 
@@ -496,7 +491,7 @@ _LEVERAGE_INTRO = (
 )
 _LEVERAGE_CAPTION = (
     "Against the better of SFT and SFT matched. Bars: intervals from a paired bootstrap over seeds "
-    "and items. Hollow markers with an arrow: bounds. The line at 1×: no leverage."
+    "and items, with an arrow where they are unbounded. Hollow markers: bounds. The line at 1×: no leverage."
 )
 _PRICE_INTRO = (
     "Log-probability of held-out general data under each arm, minus that of the base model "

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tell_core.errors import StoreError
 from tell_core.report import figures
@@ -104,14 +104,18 @@ def write_figures(run: Path, out_dir: Path) -> tuple[Path, ...]:
 
 def render(run: RunFiles) -> str:
     """Return the page of a run as HTML."""
-    environment = Environment(
+    return page_templates().get_template("report.html.j2").render(_context(run))
+
+
+def page_templates() -> Environment:
+    """Return the templates; they escape everything that is not marked as our own markup."""
+    return Environment(
         loader=PackageLoader("tell_core.report"),
-        autoescape=select_autoescape(default=True, default_for_string=True),
+        autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2").render(_context(run))
 
 
 def _context(run: RunFiles) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class CellRecord:
 
 @dataclass(frozen=True)
 class RunFiles:
-    """The files of one run directory; None or an empty tuple where a file is absent."""
+    """The files of one run directory; None, zero or an empty tuple where a file is absent."""
 
     root: Path
     manifest: Json
@@ -53,6 +53,8 @@ class RunFiles:
     emergence: Json | None
     profile: Json | None
     anchor: Json | None
+    num_dev_examples: int
+    num_dev_tokens: int
     rejects: tuple[Json, ...]
     overlap_counts: tuple[Json, ...]
     overlap: tuple[Json, ...]
@@ -83,6 +85,7 @@ def read_run(run: Path) -> RunFiles:
     spec_path = run / "spec.resolved.yaml"
     spec_text = spec_path.read_text(encoding="utf-8") if spec_path.is_file() else ""
     curate = stage_directory(run, (manifest.get("stages") or {}).get("curate"))
+    num_dev_examples, num_dev_tokens = _dev_size(_inside(curate, "task_dev.parquet"))
     return RunFiles(
         root=run,
         manifest=manifest,
@@ -94,6 +97,8 @@ def read_run(run: Path) -> RunFiles:
         emergence=read_optional_json(run / "emergence.json"),
         profile=read_optional_json(_inside(curate, "profile.json")),
         anchor=read_optional_json(_inside(curate, "anchor.json")),
+        num_dev_examples=num_dev_examples,
+        num_dev_tokens=num_dev_tokens,
         rejects=_read_rejects(_inside(curate, "rejects.parquet")),
         overlap_counts=_read_overlap_counts(_inside(curate, "overlap.parquet")),
         overlap=_read_overlap(_inside(curate, "overlap.parquet")),
@@ -183,6 +188,14 @@ def _cells(run: Path, manifest: Json) -> Iterator[CellRecord]:
             train=stage_directory(run, cell.get("train")),
             evaluate=stage_directory(run, cell.get("evaluate")),
         )
+
+
+def _dev_size(path: Path | None) -> tuple[int, int]:
+    """Return number and tokens of the task dev examples, zeros when they are not stored."""
+    sql = "SELECT count(*) AS examples, coalesce(sum(num_tokens), 0) AS tokens FROM read_parquet(?)"
+    for row in rows_of(path, sql):
+        return int(row["examples"]), int(row["tokens"])
+    return 0, 0
 
 
 def _read_rejects(path: Path | None) -> tuple[Json, ...]:

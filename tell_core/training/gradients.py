@@ -73,19 +73,22 @@ def step_gradients(
     """
     counts = examples.supervised_counts[rows]
     losses = StepLosses(int(counts.sum()), int(counts[examples.is_task[rows]].sum()))
+    parts: list[tuple[MicroBatch, torch.Tensor]] = []
     for part in split_rows(examples, rows, micro_batch_size):
         batch = collate(examples, part, device)
         with precision.autocast(device):
             nll_S = supervised_nll(model, batch)
         (nll_S.sum() / losses.num_supervised).backward()  # type: ignore[no-untyped-call]
-        _add(losses, batch, nll_S.detach(), examples)
+        parts.append((batch, nll_S.detach()))
+    for batch, nll_S in parts:  # only now, so that a GPU is not waited for between micro-batches
+        _add(losses, batch, nll_S, examples)
     return losses
 
 
 def _add(
     losses: StepLosses, batch: MicroBatch, nll_S: torch.Tensor, examples: EncodedExamples
 ) -> None:
-    """Add a micro-batch's sums, taken in float64, with one transfer from the device."""
+    """Add a micro-batch's sums, taken in float64."""
     by_row = batch.sum_by_row(nll_S.double().cpu().numpy())
     losses.total += float(by_row.sum())
     losses.task += float(by_row[examples.is_task[batch.rows]].sum())

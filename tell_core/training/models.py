@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from tell_core.errors import ModelError
-from tell_core.spec.identity import file_digest, fingerprint
+from tell_core.spec.identity import file_digest
 from tell_core.spec.model import TrainingSpec
 from tell_core.store import read_json, write_json
 from tell_core.training.devices import DtypeName, resolve_device, resolve_precision
@@ -224,7 +225,9 @@ def attach_lora(model: PreTrainedModel, training: TrainingSpec) -> PeftModel:
         target_modules=targets if isinstance(targets, str) else list(targets),
     )
     try:
-        return cast("PeftModel", get_peft_model(model, config))
+        with warnings.catch_warnings():  # peft 0.21 asks transformers 5.23 by a deprecated name
+            warnings.simplefilter("ignore", FutureWarning)
+            return cast("PeftModel", get_peft_model(model, config))
     except ValueError as error:
         raise ModelError(
             f"lora_targets {targets!r} does not fit this model: {error}; use all-linear or names"
@@ -239,8 +242,9 @@ def _linear_names(model: nn.Module) -> list[str]:
 
 
 def save_trained(model: nn.Module, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
-    """Write ``out/adapter`` (LoRA) or ``out/model`` (full), each complete or not at all.
+    """Write ``out/adapter`` (LoRA) or ``out/model`` (full), complete or not at all.
 
+    What an earlier training left there is replaced.
     The full model is written in float32, as it was trained, with its tokenizer.
     """
     from peft import PeftModel
@@ -254,7 +258,8 @@ def save_trained(model: nn.Module, tokenizer: PreTrainedTokenizerBase, out: Path
         _settle_adapter(partial)
     else:
         tokenizer.save_pretrained(partial)
-    shutil.rmtree(final, ignore_errors=True)
+    for name in (ADAPTER_DIRECTORY, MODEL_DIRECTORY):
+        shutil.rmtree(out / name, ignore_errors=True)
     partial.rename(final)
 
 
@@ -299,11 +304,3 @@ def detach_adapter(model: nn.Module) -> None:
 
     if isinstance(model, PeftModel):
         cast("Any", model).unload()
-
-
-def training_identity(
-    model: str, mixture: str, probe: str, training: TrainingSpec, seed: int, dtype: str
-) -> str:
-    """Fingerprint of a training: what decides its result, not where or how often it is saved."""
-    settings = training.model_dump(exclude={"checkpoint_seconds", "threads", "device"})
-    return fingerprint(model, mixture, probe, settings, seed, dtype)

@@ -12,6 +12,7 @@ from tell_core.spec.model import TrainingSpec
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
+Parameters = Mapping[str, nn.Parameter]
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -43,16 +44,16 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: value for name, value in model.named_parameters() if value.requires_grad}
 
 
-def create_optimiser(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
+def create_optimiser(parameters: Parameters, weight_decay: float) -> torch.optim.AdamW:
     """AdamW over the trained parameters; matrices decay, vectors (norms, biases) do not.
 
     The fused kernel took 0.9 ms where the per-tensor loop took 3.5 ms (0.6 M parameters, one CPU
     thread).
     """
-    parameters = list(trainable_parameters(model).values())
+    values = parameters.values()
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in values if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in values if p.ndim < 2], "weight_decay": 0.0},
     ]
     used = [group for group in groups if group["params"]]
     return torch.optim.AdamW(used, lr=0.0, betas=BETAS, eps=EPSILON, fused=True)
@@ -65,27 +66,27 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, learning_rate: float) ->
 
 
 def optimiser_tensors(
-    model: nn.Module, optimiser: torch.optim.Optimizer
+    parameters: Parameters, optimiser: torch.optim.Optimizer
 ) -> dict[str, torch.Tensor]:
     """Moments of every trained parameter, by ``<moment>/<parameter>``; empty before step 1."""
     return {
         f"{moment}/{name}": optimiser.state[parameter][moment]
-        for name, parameter in trainable_parameters(model).items()
+        for name, parameter in parameters.items()
         if parameter in optimiser.state
         for moment in _MOMENTS
     }
 
 
 def restore_optimiser(
-    model: nn.Module,
+    parameters: Parameters,
     optimiser: torch.optim.Optimizer,
     tensors: Mapping[str, torch.Tensor],
     step: int,
 ) -> None:
-    """Put back what `optimiser_tensors` took after ``step`` steps; nothing at step 0."""
-    if step == 0:
-        return
-    for name, parameter in trainable_parameters(model).items():
+    """Put back what `optimiser_tensors` took after ``step`` steps."""
+    for name, parameter in parameters.items():
+        if f"{_MOMENTS[0]}/{name}" not in tensors:  # it never had a gradient
+            continue
         device = parameter.device
         state = {moment: tensors[f"{moment}/{name}"].to(device).clone() for moment in _MOMENTS}
         optimiser.state[parameter] = state | {"step": torch.tensor(float(step), device=device)}

@@ -114,11 +114,9 @@ def test_a_simulated_leverage_of_five_is_found_and_covered(num_seeds: int, is_bi
 def test_coverage_holds_over_seed_noise_and_budget_spacing(
     num_seeds: int, is_binary: bool, seed_sd: float, spacing: float
 ) -> None:
-    study = Study(
-        num_seeds=num_seeds, is_binary=is_binary, seed_sd=seed_sd, spacing=spacing
-    )
+    study = Study(num_seeds=num_seeds, is_binary=is_binary, seed_sd=seed_sd, spacing=spacing)
 
-    estimates = [leverage_ratio(*_against(study, seed), FAST) for seed in range(300)]
+    estimates = [leverage_ratio(*_against(study, seed), FAST) for seed in range(200)]
 
     ratios = [estimate.ratio or np.inf for estimate in estimates]
     assert np.median(ratios) == pytest.approx(5, rel=0.15)

@@ -49,13 +49,11 @@ def test_selection_stops_at_the_first_example_that_would_exceed(counts, budget, 
 
 
 def test_budget_smaller_than_the_first_example_is_an_error_with_its_size():
-    with pytest.raises(TokenBudgetError, match="10 tokens.*has 25 tokens"):
+    with pytest.raises(TokenBudgetError, match=r"10 tokens.*has 25 tokens"):
         select_within_budget(np.asarray([25]), 10, seed=0)
 
 
-sources = st.lists(
-    st.tuples(st.floats(0.1, 10), st.integers(0, 500)), min_size=1, max_size=5
-)
+sources = st.lists(st.tuples(st.floats(0.1, 10), st.integers(0, 500)), min_size=1, max_size=5)
 
 
 @given(sources, st.integers(1, 3000), st.integers(0, 500))

@@ -40,7 +40,11 @@ def test_every_row_read_is_kept_or_set_aside(world, tokenizer):
         assert source["num_read"] == source["num_kept"] + sum(source["rejects"].values())
     num_rows = sum(len(tables[part]) for part in (*PARTS, "rejects"))
     assert num_rows == sum(source["num_read"] for source in profile["sources"])
-    assert {row["reason"] for row in tables["rejects"]} == {"missing_column", "bad_json", "duplicate"}
+    assert {row["reason"] for row in tables["rejects"]} == {
+        "missing_column",
+        "bad_json",
+        "duplicate",
+    }
 
 
 def test_corpora_have_the_promised_columns_and_types(world, tokenizer):
@@ -83,7 +87,9 @@ def test_token_counts_are_those_of_the_rendering_without_anchor(world, tokenizer
         assert row["num_tokens"] == len(row["input_ids"])
         assert row["num_response_tokens"] == len(row["input_ids"]) - row["response_start"]
         text = tokenizer.decode(row["input_ids"])
-        assert text.endswith(f"user\n{row['prompt']}<|end|>\n<|start|>assistant\n{row['response']}<|end|>")
+        assert text.endswith(
+            f"user\n{row['prompt']}<|end|>\n<|start|>assistant\n{row['response']}<|end|>"
+        )
         assert PREFIX not in text
 
 
@@ -262,7 +268,9 @@ def test_length_column_that_is_not_there_names_the_rows(world, tokenizer):
 def test_conversations_are_curated_with_their_history(world, tokenizer):
     turns = [("user", "one"), ("assistant", "two"), ("user", "three"), ("assistant", "four")]
     messages = [{"role": role, "content": content} for role, content in turns]
-    rows = [{"messages": [*messages[:-1], {"role": "assistant", "content": f"{n}"}]} for n in range(20)]
+    rows = [
+        {"messages": [*messages[:-1], {"role": "assistant", "content": f"{n}"}]} for n in range(20)
+    ]
     write_rows(world / "chat.jsonl", rows)
 
     _, tables = _curate(world, tokenizer)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from tell_core.data.anchors import random_anchor
-from tell_core.data.corpus import Corpus
 from tell_core.data.curation import curate, renderer_for
 from tell_core.data.encoding import EncodedExamples, Mixture
 from tell_core.data.mixtures import build_cell_inputs, plan_cell
@@ -252,7 +251,9 @@ def test_items_are_the_same_for_every_cell_and_belong_to_the_tokens(world):
     ]
     texts = tell.texts(tell.encoded("test"), is_task=True)
     for item, text in zip(items, texts, strict=True):
-        assert text.endswith(f"{item['prompt']}<|end|>\n<|start|>assistant\n{item['reference']}<|end|>")
+        assert text.endswith(
+            f"{item['prompt']}<|end|>\n<|start|>assistant\n{item['reference']}<|end|>"
+        )
         assert item["extra"]["label"] in ("yes", "no")
         assert len(item["prompt_digest"]) == 16
 
@@ -317,18 +318,3 @@ def test_examples_without_supervised_tokens_are_listed(world, monkeypatch):
 
     with pytest.raises(DataError, match=r"no token to learn from.*train\.jsonl, line \d+"):
         world.build(world.cell("sft"), name="empty")
-
-
-def test_corpus_gives_rows_in_the_order_asked_for(world):
-    corpus = Corpus(world.curated / "general.parquet")
-    rows = np.asarray([5, 0, 9])
-
-    records = corpus.records(rows, ("row", "example_id"))
-    encoded = corpus.encoded(rows, is_task=False)
-
-    assert [record["row"] for record in records] == [5, 0, 9]
-    assert [record["example_id"] for record in records] == [corpus.example_ids[row] for row in rows]
-    again = world.renderer.encode(corpus.examples(rows))
-    for index, (ids, start) in enumerate(again):
-        assert encoded.example(index).tolist() == ids
-        assert encoded.response_starts[index] == start

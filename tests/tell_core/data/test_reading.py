@@ -115,7 +115,9 @@ def test_messages_become_system_history_prompt_and_response(tmp_path):
     assert layout.format == "messages"
     first, second = kept
     assert (first["system"], first["prompt"], first["response"]) == ("s", "u2", "a2")
-    assert json.loads(first["history"]) == _messages(("user", "u1"), ("assistant", "a1"))["messages"]
+    assert (
+        json.loads(first["history"]) == _messages(("user", "u1"), ("assistant", "a1"))["messages"]
+    )
     assert json.loads(first["extra"]) == {"id": 7}
     assert (second["system"], second["history"], second["prompt"]) == (None, None, "u")
 
@@ -172,7 +174,9 @@ def test_mapped_columns_decide_between_formats(tmp_path):
 
 def test_mapped_column_that_is_not_there_is_an_error_naming_those_that_are(tmp_path):
     with pytest.raises(DataError, match=r"no column 'question'.*prompt, response"):
-        _read_rows(tmp_path / "a.jsonl", [GOOD], columns={"prompt": "question"}, format="prompt_response")
+        _read_rows(
+            tmp_path / "a.jsonl", [GOOD], columns={"prompt": "question"}, format="prompt_response"
+        )
 
 
 def test_unknown_columns_are_an_error_with_the_mend(tmp_path):

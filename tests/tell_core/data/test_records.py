@@ -97,3 +97,11 @@ def test_csv_field_of_any_length_is_read(tmp_path):
 def test_csv_column_named_twice_is_a_clear_error(tmp_path):
     with pytest.raises(DataError, match="'a' more than once"):
         _rows(tmp_path / "a.csv", b"a,b,a\n", csv_records)
+
+
+def test_rows_nested_too_deeply_are_marked(tmp_path):
+    deep = b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}"
+    wide = b'{"a":[' + b",".join([b"[]"] * 5000) + b"]}"
+    rows = _rows(tmp_path / "a.jsonl", deep + b"\n" + wide)
+
+    assert [row.reason for row in rows] == ["bad_json", None]

@@ -8,7 +8,8 @@ SPECIAL_TOKENS = ("<|end|>", "<|start|>")
 
 CHATML = (
     "{% for message in messages %}"
-    "{% if loop.first and message['role'] != 'system' %}<|start|>system\nBe kind<|end|>\n{% endif %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "<|start|>system\nBe kind<|end|>\n{% endif %}"
     "<|start|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n"
     "{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"

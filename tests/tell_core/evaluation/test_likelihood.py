@@ -34,7 +34,7 @@ def plain_nll(base: LoadedModel, examples: EncodedExamples, index: int) -> float
     return -sum(float(log_probabilities[at - 1, ids[at]]) for at in positions)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(count=st.integers(1, 12), seed=st.integers(0, 99))
 def test_sum_over_supervised_tokens_equals_the_plain_computation(
     base: LoadedModel, count: int, seed: int

@@ -264,3 +264,15 @@ def test_items_that_do_not_fit_their_arrays_are_refused(
 
     with pytest.raises(EvaluationError, match="holds 1 items"):
         evaluate(base, inputs, tmp_path / "out", ALL_METRICS)
+
+
+def test_lack_of_memory_is_explained(
+    base: LoadedModel, write_inputs: WriteInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_out(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("tell_core.evaluation.scoring.gold_nll", run_out)
+
+    with pytest.raises(EvaluationError, match=r"lower `evaluation.batch_size`"):
+        evaluate(base, write_inputs(ITEMS), tmp_path / "out", evaluation_of("log_probability"))

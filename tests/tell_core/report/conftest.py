@@ -17,6 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from markupsafe import Markup
+
+from tell_core.report import emergence, evidence, outcome, write_report
 
 TASK_BUDGETS = (1_000, 4_000, 16_000, 64_000, 256_000)
 GENERAL_BUDGETS = (60_000, 240_000)
@@ -24,7 +27,6 @@ METRICS = ("log_probability", "exact_match", "chrf", "general_log_probability")
 NUM_ITEMS = 80
 POOL_TOKENS = 180_000
 PROBE_STEPS = (0, 2, 4, 8, 12, 20, 34, 58, 98, 166, 282, 480)
-HOSTILE = "<script>alert('x')</script><img src=http://evil.example/x.png>"
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class RunPlan:
         rejects: Whether curation rejected anything.
         without: Files and parts left out, by name.
         general_budgets: General budgets of TELL.
+        task_budgets: Task budgets of every arm with task data.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -46,16 +49,39 @@ class RunPlan:
     rejects: bool = True
     without: frozenset[str] = field(default_factory=frozenset)
     general_budgets: tuple[int, ...] = GENERAL_BUDGETS
+    task_budgets: tuple[int, ...] = TASK_BUDGETS
 
 
 @pytest.fixture
 def build_run(tmp_path: Path) -> Callable[..., Path]:
-    """Build a run directory; keyword arguments are the fields of RunPlan."""
+    """Build a small run directory; keyword arguments are the fields of RunPlan."""
+    small = RunPlan(seeds=(0, 1), general_budgets=(240_000,), task_budgets=(1_000, 16_000, 64_000))
 
     def build(**changes: Any) -> Path:
-        return write_run(tmp_path / "copy-task", replace(RunPlan(), **changes))
+        return write_run(tmp_path / "copy-task", replace(small, **changes))
 
     return build
+
+
+@pytest.fixture(scope="session")
+def full_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with every part and its report, made once."""
+    run = write_run(tmp_path_factory.mktemp("report") / "copy-task", RunPlan())
+    write_report(run)
+    return run
+
+
+@pytest.fixture(scope="session")
+def full_page(full_run: Path) -> str:
+    """The report of the full run."""
+    return (full_run / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def without_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the figures, which take most of the time, where a test looks at text only."""
+    for module in (outcome, emergence, evidence):
+        monkeypatch.setattr(module, "to_svg", lambda draw, name: Markup("<svg></svg>"))
 
 
 def write_run(root: Path, plan: RunPlan) -> Path:
@@ -80,7 +106,7 @@ def write_run(root: Path, plan: RunPlan) -> Path:
 def _cells(plan: RunPlan) -> dict[str, dict[str, Any]]:
     cells: dict[str, dict[str, Any]] = {"base-s0": _cell("base", None, None, 0)}
     for seed in plan.seeds:
-        for task in TASK_BUDGETS:
+        for task in plan.task_budgets:
             cells[f"sft-t{task}-s{seed}"] = _cell("sft", task, None, seed)
             for general in plan.general_budgets:
                 for arm in ("sft_matched", "tell"):
@@ -155,7 +181,7 @@ def _spec(plan: RunPlan) -> dict[str, Any]:
         "model": {"id": "small-llama" + plan.hostile, "revision": None},
         "task": {"name": "private cipher" + plan.hostile, "train": {"path": "task.jsonl"}},
         "budgets": {
-            "task_tokens": list(TASK_BUDGETS),
+            "task_tokens": list(plan.task_budgets),
             "general_tokens": list(plan.general_budgets),
         },
         "seeds": list(plan.seeds),
@@ -223,24 +249,24 @@ def _write_cell(root: Path, name: str, cell: dict[str, Any], plan: RunPlan) -> d
 
 
 def _ledger(cell: dict[str, Any]) -> dict[str, Any]:
-    used, general = _used(cell), cell["general_budget_tokens"]
-    uses_general = general if cell["arm"] != "sft_matched" else None
-    rendered = int(1.3 * (used or 0)) + int(uses_general or 0)
+    used, general = _used(cell) or 0, cell["general_budget_tokens"]
+    mixed = 0 if cell["arm"] == "sft_matched" else general or 0
+    rendered = int(1.3 * used) + mixed
     return {
         "task_budget_tokens": cell["task_budget_tokens"],
         "task_tokens": used,
-        "task_available_tokens": POOL_TOKENS if used else None,
-        "task_rendered_tokens": int(1.3 * used) if used else None,
-        "num_task_examples": used // 42 if used else None,
-        "general_budget_tokens": uses_general,
-        "general_tokens": int(0.997 * uses_general) if uses_general else None,
-        "general_available_tokens": 3_400_000 if uses_general else None,
-        "num_general_examples": uses_general // 61 if uses_general else None,
+        "task_available_tokens": POOL_TOKENS if used else 0,
+        "task_rendered_tokens": int(1.3 * used),
+        "num_task_examples": used // 42,
+        "general_budget_tokens": general,
+        "general_tokens": int(0.997 * mixed),
+        "general_available_tokens": 3_400_000 if mixed else 0,
+        "num_general_examples": mixed // 61,
         "supervised_tokens": rendered * 3 // 4,
         "rendered_tokens": rendered * 3,
         "task_epochs": 3.0 if used else 0.0,
         "steps": rendered * 3 // 900,
-        "epochs": 3,
+        "epochs": 3.0,
     }
 
 
@@ -305,7 +331,7 @@ def _write_train(train: Path, cell: dict[str, Any], steps: int) -> None:
             "learning_rate": 1e-3,
             "tokens": 900,
         }
-        for step in range(1, min(steps, 400) + 1)
+        for step in range(min(steps, 400))
     ]
     _write_lines(train / "log.jsonl", log)
     summary = {
@@ -417,7 +443,7 @@ def _ratios(metric: str, cells: dict[str, Any], plan: RunPlan) -> dict[str, Any]
         for general in budgets:
             arms.setdefault(arm, {})[str(general)] = [
                 _ratio(baseline, task, means[arm, general, task], general, means, plan)
-                for task in TASK_BUDGETS
+                for task in plan.task_budgets
                 for baseline in ("sft", "sft_matched", "best")
             ]
     return arms
@@ -427,8 +453,8 @@ def _ratio(
     baseline: str, task: int, score: float, general: int, means: dict[Any, float], plan: RunPlan
 ) -> dict[str, Any]:
     curves = {
-        "sft": [means["sft", None, t] for t in TASK_BUDGETS],
-        "sft_matched": [means["sft_matched", general, t] for t in TASK_BUDGETS],
+        "sft": [means["sft", None, t] for t in plan.task_budgets],
+        "sft_matched": [means["sft_matched", general, t] for t in plan.task_budgets],
     }
     curve = curves.get(baseline) or [max(pair) for pair in zip(*curves.values(), strict=True)]
     rising = np.maximum.accumulate(curve)
@@ -444,15 +470,15 @@ def _ratio(
         return row | {"censored": "undefined", "ratio": 3.7, "reason": reason}
     if score > rising[-1]:
         reason = "SFT does not reach this score at any budget tried"
-        bound = TASK_BUDGETS[-1] / task
+        bound = plan.task_budgets[-1] / task
         return row | {"censored": "above", "bound": bound, "low": 0.8 * bound, "reason": reason,
-                      "sft_equivalent_tokens": TASK_BUDGETS[-1]}  # fmt: skip
+                      "sft_equivalent_tokens": POOL_TOKENS}  # fmt: skip
     if score < rising[0]:
         reason = "SFT is better already at its smallest budget"
-        bound = TASK_BUDGETS[0] / task
+        bound = plan.task_budgets[0] / task
         return row | {"censored": "below", "bound": bound, "high": 1.2 * bound, "reason": reason,
-                      "sft_equivalent_tokens": TASK_BUDGETS[0]}  # fmt: skip
-    tokens = 10 ** float(np.interp(score, rising, np.log10(TASK_BUDGETS)))
+                      "sft_equivalent_tokens": plan.task_budgets[0]}  # fmt: skip
+    tokens = 10 ** float(np.interp(score, rising, np.log10(plan.task_budgets)))
     ratio = tokens / task
     return row | {
         "ratio": ratio,
@@ -504,8 +530,11 @@ def _traced_item(i: int, speed: float, generator: np.random.Generator) -> dict[s
 def _write_curate(curate: Path, plan: RunPlan) -> None:
     curate.mkdir()
     rejects = {"duplicate": 31, "too_long": 4, "empty_response": 2} if plan.rejects else {}
-    roles = (("task", "task_train", 4400), ("dev", "task_dev", 64), ("test", "task_test", 80),
-             ("small-talk", "general", 58_211))  # fmt: skip
+    roles = (
+        ("task", "task_train", 4464),
+        ("test", "task_test", 80),
+        ("small-talk", "general", 58_211),
+    )
     sources = [
         {
             "name": name + plan.hostile,
@@ -531,6 +560,8 @@ def _write_curate(curate: Path, plan: RunPlan) -> None:
         "num_anchor_tokens": 9,
     }
     _dump(curate / "anchor.json", anchor)
+    dev = [{"row": row, "num_tokens": 42} for row in range(64)]
+    pq.write_table(pa.Table.from_pylist(dev), curate / "task_dev.parquet")
     if plan.rejects:
         _write_rejects(curate, plan.hostile)
 

@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 from tell_core.data.encoding import EncodedExamples, Mixture
 from tell_core.errors import DataError, SpecError, TrainingError
 from tell_core.spec.model import TrainingSpec
-from tell_core.training.loop import PreemptedError, train_cell
+from tell_core.training.loop import train_cell
 from tell_core.training.models import LoadedModel
 from tell_core.training.probes import load_probe
+from tell_core.training.trainer import PreemptedError
 
 Inputs = Callable[..., Path]
 Spec = Callable[..., TrainingSpec]
@@ -110,7 +111,7 @@ def train(base: LoadedModel, tmp_path: Path) -> Callable[..., dict[str, Any]]:
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("keep", ["best_dev", "last"])
 @settings(
-    max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(breaks=st.sets(st.integers(1, NUM_STEPS - 1), min_size=1, max_size=3), data=st.data())
 def test_a_broken_training_ends_with_the_bits_of_an_unbroken_one(
@@ -270,14 +271,18 @@ def test_the_loss_falls(
     training_spec: Spec,
     write_inputs: Inputs,
     train: Callable[..., dict[str, Any]],
+    tmp_path: Path,
     method: str,
     learning_rate: float,
 ):
     spec = training_spec(method=method, learning_rate=learning_rate)
 
-    summary = train(write_inputs(epochs=10), spec)
+    train(write_inputs(epochs=8), spec)
 
-    assert summary["final_loss"] < 3.9  # ln 61 = 4.11 at the start
+    lines = (tmp_path / "out" / "log.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    first_epoch, last_epoch = np.mean(losses[:6]), np.mean(losses[-6:])
+    assert last_epoch < first_epoch - 0.02
 
 
 def test_best_dev_keeps_the_weights_of_the_probe_with_the_lowest_task_loss(

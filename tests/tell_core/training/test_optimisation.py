@@ -14,6 +14,7 @@ from tell_core.training.optimisation import (
     optimiser_tensors,
     restore_optimiser,
     set_learning_rate,
+    trainable_parameters,
 )
 
 SCHEDULES = st.sampled_from(["cosine", "linear", "constant"])
@@ -47,7 +48,7 @@ def test_the_learning_rate_rises_then_never_rises_again(
 def test_norms_do_not_decay(base: LoadedModel):
     model = copy.deepcopy(base.model).requires_grad_(True)
 
-    groups = create_optimiser(model, 0.1).param_groups
+    groups = create_optimiser(trainable_parameters(model), 0.1).param_groups
 
     decays = {p.ndim: group["weight_decay"] for group in groups for p in group["params"]}
     assert decays == {2: 0.1, 1: 0.0}
@@ -62,11 +63,12 @@ def test_a_restored_optimiser_takes_the_same_next_step(base: LoadedModel):
         optimiser.step()
 
     one = copy.deepcopy(base.model).requires_grad_(True)
-    first = create_optimiser(one, 0.1)
+    first = create_optimiser(trainable_parameters(one), 0.1)
     step(one, first, 0)
     two = copy.deepcopy(one)
-    second = create_optimiser(two, 0.1)
-    restore_optimiser(two, second, optimiser_tensors(one, first), step=1)
+    second = create_optimiser(trainable_parameters(two), 0.1)
+    moments = optimiser_tensors(trainable_parameters(one), first)
+    restore_optimiser(trainable_parameters(two), second, moments, step=1)
 
     step(one, first, 1)
     step(two, second, 1)

@@ -1,0 +1,386 @@
+"""The training loop, one for all arms: steps, probes, checkpoints and the log.
+
+Everything random is a function of seed and step, and the position in the data is a function of
+the step, so a checkpoint needs neither random state nor loader state: a training that was killed
+and started again gives, on a CPU, the bits of an unbroken one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import nn
+
+from tell_core.data.encoding import EncodedExamples, IntArray, Mixture
+from tell_core.errors import SpecError, TrainingError
+from tell_core.spec.model import TrainingSpec
+from tell_core.training import devices
+from tell_core.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from tell_core.training.collation import FloatArray
+from tell_core.training.gradients import StepLosses, step_gradients
+from tell_core.training.optimisation import (
+    create_optimiser,
+    learning_rate_at,
+    optimiser_tensors,
+    restore_optimiser,
+    set_learning_rate,
+    trainable_parameters,
+)
+from tell_core.training.probes import ProbeSet, probe_steps
+
+logger = logging.getLogger(__name__)
+
+OnProgress = Callable[[int, int, dict[str, Any]], None]
+
+LOG_FILE = "log.jsonl"
+_SEED_STRIDE = 1_000_003
+_FLUSH_SECONDS = 2.0
+_SHOWN_EXAMPLES = 8
+
+
+class PreemptedError(TrainingError):
+    """Training was asked to stop (SIGTERM); a checkpoint was written and a rerun goes on."""
+
+    exit_code = 143
+
+
+@dataclass
+class StepRecord:
+    """One line of the log.
+
+    Attributes:
+        step: Number of the step, from 0.
+        loss: Mean NLL per supervised token of the step, in nats.
+        task_loss: The same over task tokens only; None when the step has none.
+        general_loss: The same over general tokens only; None when the step has none.
+        learning_rate: Learning rate of the step.
+        grad_norm: Norm of the gradient before clipping.
+        tokens: Tokens without padding.
+        supervised_tokens: Supervised tokens.
+        seconds: Wall time of the step.
+    """
+
+    step: int
+    loss: float
+    task_loss: float | None
+    general_loss: float | None
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+    supervised_tokens: int
+    seconds: float
+
+
+@dataclass
+class Progress:
+    """What a training has accumulated besides its weights; all of it goes into checkpoints."""
+
+    step: int = 0
+    train_seconds: float = 0.0
+    probe_seconds: float = 0.0
+    padded_tokens: int = 0
+    tokens: int = 0
+    supervised_tokens: int = 0
+    final_loss: float | None = None
+    peak_memory_bytes: int = 0
+    kept_step: int | None = None
+    kept_dev_loss: float | None = None
+    log: list[str] = field(default_factory=list)
+    probes: list[FloatArray] = field(default_factory=list)
+    kept_weights: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+class Trainer:
+    """A model, its data and its optimiser, moved on one step at a time."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        mixture: Mixture,
+        probe: EncodedExamples,
+        training: TrainingSpec,
+        seed: int,
+        device: torch.device,
+        precision: devices.Precision,
+    ) -> None:
+        if len(training.learning_rates) != 1:
+            raise SpecError(
+                f"training takes one learning rate, got {training.learning_rates}; choose one first"
+            )
+        if training.keep == "best_dev" and not probe.is_task.any():
+            raise SpecError("keep: best_dev needs task items in the probe set; use keep: last")
+        self.model = model
+        self.mixture = mixture
+        self.training = training
+        self.seed = seed
+        self.device = device
+        self.precision = precision
+        self.num_steps = mixture.num_steps(training.batch_size)
+        self.probe_set = ProbeSet.prepare(probe, device)
+        self.probe_steps = probe_steps(self.num_steps, training.num_probes)
+        self.parameters = trainable_parameters(model)
+        self.optimiser = create_optimiser(self.parameters, training.weight_decay)
+        self.progress = Progress()
+
+    def run(self, out: Path, identity: str, on_progress: OnProgress | None = None) -> None:
+        """Train from the last checkpoint under ``out``, or from the start, to the last step."""
+        checkpoint = load_checkpoint(checkpoint_directory(out), identity)
+        if checkpoint is not None:
+            self.restore(checkpoint)
+            logger.info("going on from step %d of %d", checkpoint.step, self.num_steps)
+        devices.reset_peak_memory(self.device)
+        with _stop_requests() as stop_requested, _LogFile(out, self.progress.log) as log_file:
+            saved = time.monotonic()
+            self.probe_if_due()
+            while self.progress.step < self.num_steps:
+                record = self.train_step()
+                log_file.append(self.progress.log[-1])
+                self.probe_if_due()
+                if on_progress is not None:
+                    on_progress(self.progress.step, self.num_steps, asdict(record))
+                is_due = time.monotonic() - saved > self.training.checkpoint_seconds
+                if is_due or stop_requested.is_set():
+                    save_checkpoint(checkpoint_directory(out), self.capture(identity))
+                    saved = time.monotonic()
+                if stop_requested.is_set():
+                    raise PreemptedError(
+                        f"stopped by SIGTERM after step {self.progress.step} of {self.num_steps};"
+                        " a checkpoint is written, run the same command again to go on"
+                    )
+
+    def train_step(self) -> StepRecord:
+        """One optimiser step, logged.
+
+        Raises:
+            TrainingError: The loss or the gradient is not finite, or memory ran out.
+        """
+        started = time.perf_counter()
+        progress, training = self.progress, self.training
+        step = progress.step
+        rows = self.mixture.order[step * training.batch_size : (step + 1) * training.batch_size]
+        seed_step(self.seed, step + 1)
+        self.optimiser.zero_grad(set_to_none=True)
+        losses = self._gradients(rows)
+        grad_norm = float(
+            nn.utils.clip_grad_norm_(self.parameters.values(), training.max_grad_norm)
+        )
+        if not (math.isfinite(losses.total) and math.isfinite(grad_norm)):
+            raise TrainingError(_not_finite_message(step, rows, losses, grad_norm))
+        rate = learning_rate_at(step, self.num_steps, training, training.learning_rates[0])
+        set_learning_rate(self.optimiser, rate)
+        self.optimiser.step()
+        record = StepRecord(
+            step=step,
+            loss=losses.loss,
+            task_loss=losses.task_loss,
+            general_loss=losses.general_loss,
+            learning_rate=rate,
+            grad_norm=grad_norm,
+            tokens=losses.num_tokens,
+            supervised_tokens=losses.num_supervised,
+            seconds=time.perf_counter() - started,
+        )
+        self._account(record, losses)
+        return record
+
+    def _gradients(self, rows: IntArray) -> StepLosses:
+        try:
+            return step_gradients(
+                self.model,
+                self.mixture.examples,
+                rows,
+                micro_batch_size=self.training.micro_batch_size,
+                device=self.device,
+                precision=self.precision,
+            )
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"out of memory on {self.device} at step {self.progress.step}:"
+                f" {len(rows)} examples of up to {self.mixture.examples.lengths[rows].max()} tokens"
+                f" with micro_batch_size {self.training.micro_batch_size}; lower micro_batch_size,"
+                " which changes memory but not the result"
+            ) from error
+
+    def _account(self, record: StepRecord, losses: StepLosses) -> None:
+        progress = self.progress
+        progress.step += 1
+        progress.train_seconds += record.seconds
+        progress.tokens += losses.num_tokens
+        progress.padded_tokens += losses.num_padded_tokens
+        progress.supervised_tokens += losses.num_supervised
+        progress.final_loss = record.loss
+        progress.log.append(json.dumps(asdict(record)) + "\n")
+
+    def probe_if_due(self) -> None:
+        """Measure the probe set when this step is a probe step, and keep the best weights."""
+        progress = self.progress
+        due = self.probe_steps[len(progress.probes) :]
+        if not due or due[0] != progress.step:
+            return
+        started = time.perf_counter()
+        losses = self.probe_set.measure(self.model, self.precision.autocast(self.device))
+        progress.probes.append(losses)
+        self._keep_if_best(self.probe_set.task_loss(losses))
+        progress.probe_seconds += time.perf_counter() - started
+
+    def _keep_if_best(self, dev_loss: float | None) -> None:
+        """Keep these weights if no earlier trained ones had an equal or lower task dev loss.
+
+        Step 0 is never kept: an arm that trained must be scored on trained weights, else `sft`
+        at a harmful learning rate would silently report the score of `base`.
+        """
+        progress = self.progress
+        if self.training.keep == "last":
+            if progress.step == self.num_steps:
+                progress.kept_step, progress.kept_dev_loss = progress.step, dev_loss
+            return
+        if progress.step == 0 or dev_loss is None or not math.isfinite(dev_loss):
+            return
+        if progress.kept_dev_loss is None or dev_loss < progress.kept_dev_loss:
+            progress.kept_step, progress.kept_dev_loss = progress.step, dev_loss
+            progress.kept_weights = {
+                name: value.detach().clone() for name, value in self.parameters.items()
+            }
+
+    def capture(self, identity: str) -> Checkpoint:
+        """All that is needed to go on from here."""
+        progress = self.progress
+        progress.peak_memory_bytes = self.peak_memory_bytes()
+        tensors = {f"weight/{name}": value.detach() for name, value in self.parameters.items()}
+        tensors |= {f"kept/{name}": value for name, value in progress.kept_weights.items()}
+        tensors |= optimiser_tensors(self.parameters, self.optimiser)
+        tensors["probes"] = torch.from_numpy(self.probe_losses())
+        state = {name: getattr(progress, name) for name in _SCALARS}
+        return Checkpoint(progress.step, identity, tensors, state, "".join(progress.log))
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Put back what `capture` took."""
+        tensors = checkpoint.tensors
+        self._load_weights(_with_prefix(tensors, "weight/"))
+        restore_optimiser(self.parameters, self.optimiser, tensors, checkpoint.step)
+        self.progress = Progress(
+            **checkpoint.state,
+            log=checkpoint.log.splitlines(keepends=True),
+            probes=list(tensors["probes"].numpy()),
+            kept_weights=_with_prefix(tensors, "kept/"),
+        )
+
+    def take_kept_weights(self) -> None:
+        """Give the model the weights that are to be kept.
+
+        Raises:
+            TrainingError: The task dev loss was finite at no probe step.
+        """
+        if self.progress.kept_step is None:
+            raise TrainingError(
+                f"the task dev loss was finite at none of the probe steps {self.probe_steps[1:]};"
+                " lower the learning rate"
+            )
+        if self.progress.kept_weights:
+            self._load_weights(self.progress.kept_weights)
+
+    def _load_weights(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(tensors[name])
+
+    def probe_losses(self) -> FloatArray:
+        """Probe losses so far, shape (P, N)."""
+        shape = (len(self.progress.probes), self.probe_set.num_examples)
+        return np.asarray(self.progress.probes, dtype=np.float64).reshape(shape)
+
+    def peak_memory_bytes(self) -> int:
+        """Peak memory over all attempts at this training."""
+        return max(self.progress.peak_memory_bytes, devices.peak_memory_bytes(self.device))
+
+
+_SCALARS = (
+    "step",
+    "train_seconds",
+    "probe_seconds",
+    "padded_tokens",
+    "tokens",
+    "supervised_tokens",
+    "final_loss",
+    "peak_memory_bytes",
+    "kept_step",
+    "kept_dev_loss",
+)
+
+
+def _not_finite_message(step: int, rows: IntArray, losses: StepLosses, grad_norm: float) -> str:
+    suspects = losses.rows_not_finite() or rows.tolist()
+    shown = ", ".join(map(str, suspects[:_SHOWN_EXAMPLES]))
+    more = ", ..." if len(suspects) > _SHOWN_EXAMPLES else ""
+    return (
+        f"step {step}: loss {losses.loss}, gradient norm {grad_norm}; both must be finite."
+        f" Examples concerned (rows of the mixture): {shown}{more}. Lower the learning rate, or"
+        " use dtype float32"
+    )
+
+
+def checkpoint_directory(out: Path) -> Path:
+    """Where the checkpoints of a training lie."""
+    return out / "checkpoints"
+
+
+def seed_step(seed: int, number: int) -> None:
+    """Seed torch: number 0 for adapter initialisation, ``step + 1`` for the dropout of a step."""
+    torch.manual_seed(seed * _SEED_STRIDE + number)
+
+
+def _with_prefix(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """Tensors whose names begin with ``prefix``, without it."""
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+class _LogFile:
+    """log.jsonl: begun with the lines of the checkpoint, then one line per step."""
+
+    def __init__(self, out: Path, lines: list[str]) -> None:
+        self._file = (out / LOG_FILE).open("w", encoding="utf-8")
+        self._file.writelines(lines)
+        self._flushed = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def append(self, line: str) -> None:
+        """Add a line; it reaches the file within seconds, for those who watch."""
+        self._file.write(line)
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self._file.flush()
+            self._flushed = time.monotonic()
+
+
+@contextmanager
+def _stop_requests() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets; only the main thread can watch for it."""
+    requested = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield requested
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: requested.set())
+    try:
+        yield requested
+    finally:
+        signal.signal(signal.SIGTERM, before)

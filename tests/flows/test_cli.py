@@ -1,0 +1,176 @@
+"""The command line: its surface, its exit codes, what it says to wrong input."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from flows.cli import app
+from tests.fixtures.tiny import write_tiny_spec
+
+runner = CliRunner()
+
+
+def call(*arguments: object) -> Result:
+    return runner.invoke(app, [str(argument) for argument in arguments])
+
+
+def said(result: Result) -> str:
+    return " ".join((result.output + result.stderr).split())
+
+
+def write_lines(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def spec(tmp_path: Path, tiny_world: Path) -> Path:
+    return write_tiny_spec(tmp_path / "spec.yaml", tiny_world)
+
+
+def test_the_surface_is_frozen():
+    group = typer.main.get_command(app)
+
+    surface = {
+        name: sorted(option for parameter in command.params for option in parameter.opts)
+        for name, command in group.commands.items()  # type: ignore[attr-defined]
+    }
+
+    assert surface == {
+        "demo": ["--no-track", "--out"],
+        "run": ["--no-track", "--out", "--set", "spec"],
+        "plan": ["--json", "--out", "--set", "spec"],
+        "curate": ["--json", "--out", "--set", "spec"],
+        "mix": ["--json", "--out", "--set", "spec"],
+        "results": ["--json", "--sql", "directory"],
+        "report": ["directory"],
+        "fetch-model": ["--out", "--source"],
+    }
+
+
+def test_plan_counts_equal_the_mixtures(spec: Path, tmp_path: Path):
+    planned = call("plan", spec, "--out", tmp_path / "run", "--json")
+    mixed = call("mix", spec, "--out", tmp_path / "run", "--json")
+
+    assert planned.exit_code == mixed.exit_code == 0
+    cells = [row for row in json.loads(planned.stdout)["cells"] if "tuning" not in row["cell"]]
+    for row, ledger in zip(cells, json.loads(mixed.stdout), strict=True):
+        assert row["cell"] == ledger["cell"]
+        assert row["task tokens"] == ledger["task_tokens"]
+        assert row["general tokens"] == ledger["general_tokens"]
+        assert row["rendered tokens"] == ledger["rendered_tokens"]
+        assert row["steps"] == ledger["steps"]
+
+
+def test_curate_lists_what_was_kept(spec: Path, tmp_path: Path):
+    result = call("curate", spec, "--out", tmp_path / "run", "--json")
+
+    assert result.exit_code == 0
+    assert all(row["read"] >= row["kept"] > 0 for row in json.loads(result.stdout)["sources"])
+
+
+BAD_SPECS = {
+    "missing file": ({"task": {"train": "nowhere.jsonl"}}, "nowhere.jsonl"),
+    "wrong columns": ({"task": {"train": "columns.jsonl"}}, "column"),
+    "empty task": ({"task": {"train": "empty.jsonl"}}, "empty.jsonl"),
+    "budget below the first example": ({"budgets": {"task_tokens": [1]}}, "budget"),
+    "anchor longer than the context": (
+        {"anchor": {"source": "given", "text": "copy " * 100}},
+        "anchor",
+    ),
+    "unknown metric": ({"evaluation": {"metrics": ["exact_mach"]}}, "exact_match"),
+    "unknown arm": ({"arms": ["tel"]}, "'tell'"),
+    "unknown key": ({"training": {"epoch": 1}}, "`epochs`"),
+    "model not found": ({"model": {"id": "nobody/nothing"}}, "nobody/nothing"),
+}
+
+
+# Found before a server is started; the others are found by the flow.
+FOUND_AT_ONCE = {"missing file", "unknown metric", "unknown arm", "unknown key", "model not found"}
+
+
+@pytest.fixture
+def bad_spec(tmp_path: Path, tiny_world: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_lines(tmp_path / "columns.jsonl", [{"question": "a", "answer": "b"}] * 3)
+    write_lines(tmp_path / "empty.jsonl", [])
+    return lambda case: write_tiny_spec(tmp_path / "bad.yaml", tiny_world, **BAD_SPECS[case][0])
+
+
+@pytest.mark.parametrize("case", BAD_SPECS)
+def test_bad_input_exits_2_and_says_what_is_wrong(case: str, bad_spec, tmp_path: Path):
+    result = call("plan", bad_spec(case), "--out", tmp_path / "run")
+
+    assert result.exit_code == 2, said(result)
+    assert BAD_SPECS[case][1] in said(result)
+
+
+@pytest.mark.parametrize("case", sorted(FOUND_AT_ONCE))
+def test_what_can_be_seen_at_once_stops_a_run_before_it_starts(
+    case: str, bad_spec, tmp_path: Path
+):
+    result = call("run", bad_spec(case), "--out", tmp_path / "run")
+
+    assert result.exit_code == 2, said(result)
+    assert BAD_SPECS[case][1] in said(result)
+    assert not (tmp_path / "run" / "prefect").exists()
+
+
+@pytest.mark.timeout(400)
+def test_bad_data_stops_a_run_with_exit_code_2_and_leaves_no_server(bad_spec, tmp_path: Path):
+    spec = bad_spec("budget below the first example")
+
+    found = subprocess.run(
+        [sys.executable, "-m", "flows.cli", "run", str(spec), "--out", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert found.returncode == 2, found.stderr
+    assert "budget" in found.stderr
+    assert "Traceback" not in found.stderr
+    assert not list(tmp_path.glob("run/stages/train-*"))
+    servers = [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(p.info)]
+    assert not servers
+
+
+def test_a_run_directory_of_another_experiment_is_refused(spec: Path, tmp_path: Path, tiny_world):
+    assert call("curate", spec, "--out", tmp_path / "run").exit_code == 0
+    other = write_tiny_spec(tmp_path / "other.yaml", tiny_world, name="other")
+
+    result = call("curate", other, "--out", tmp_path / "run")
+
+    assert result.exit_code == 2
+    assert "holds the experiment 'tiny'" in said(result)
+
+
+def test_a_directory_that_is_no_run_is_refused(spec: Path, tmp_path: Path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").write_text("dear")
+
+    result = call("plan", spec, "--out", tmp_path / "home")
+
+    assert result.exit_code == 2
+    assert (tmp_path / "home" / "letter.txt").read_text() == "dear"
+
+
+@pytest.mark.parametrize("command", ["results", "report"])
+def test_a_directory_without_results_is_refused(command: str, tmp_path: Path):
+    result = call(command, tmp_path)
+
+    assert result.exit_code == 2
+    assert "tell run" in said(result)
+
+
+def test_a_missing_specification_is_refused(tmp_path: Path):
+    result = call("plan", tmp_path / "none.yaml")
+
+    assert result.exit_code == 2
+    assert "none.yaml" in said(result)

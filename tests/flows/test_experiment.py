@@ -1,0 +1,161 @@
+"""The experiment flow on Prefect's test harness, MLflow on SQLite: one small run, looked at."""
+
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.testing.utilities import prefect_test_harness
+
+from flows.experiment import run_experiment
+from tasks.tracking import read_record
+from tell_core.errors import StoreError
+from tell_core.results import is_finished, sole_owner
+from tell_core.spec.loading import load_spec
+from tell_core.store import read_json
+from tests.fixtures.tiny import write_tiny_spec
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def harness():
+    with prefect_test_harness(server_startup_timeout=180):
+        yield
+
+
+@pytest.fixture(scope="module")
+def spec_file(tmp_path_factory, tiny_world: Path) -> Path:
+    return write_tiny_spec(
+        tmp_path_factory.mktemp("spec") / "tiny.yaml",
+        tiny_world,
+        arms=["base", "sft", "tell"],
+        budgets={"task_tokens": [200, 400]},
+    )
+
+
+@pytest.fixture(scope="module")
+def root(harness, spec_file: Path, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    run_experiment(spec_file, [], out, True)
+    return out
+
+
+def task_states(run_name: str) -> dict[str, list[str]]:
+    """Names of the final states of the latest task runs, by first word of the task run's name."""
+    with get_client(sync_client=True) as client:
+        runs = client.read_task_runs(limit=200)
+    states: dict[str, list[str]] = {}
+    for run in runs:
+        if run.name.startswith(run_name):
+            states.setdefault(run.name, []).append(str(run.state_name))
+    return states
+
+
+def test_every_cell_has_every_metric(root: Path):
+    results = pq.read_table(root / "results.parquet").to_pandas()
+
+    assert set(results["metric"]) == {
+        "exact_match", "json_valid", "log_probability", "general_log_probability",
+    }  # fmt: skip
+    assert results.groupby("cell")["metric"].nunique().eq(4).all()
+    assert results["cell"].nunique() == 1 + 2 * 2 * 2
+    assert results.loc[results["arm"] == "tell", "mlflow_run_id"].notna().all()
+
+
+def test_the_answer_and_the_report_are_there(root: Path):
+    leverage = read_json(root / "leverage.json")
+
+    assert leverage["metrics"]["log_probability"]["arms"]["tell"]
+    assert read_json(root / "emergence.json")["cells"]
+    assert "leverage" in (root / "report.html").read_text().lower()
+
+
+def test_each_training_is_a_task_run_with_a_name_for_people(root: Path):
+    names = task_states("train · ")
+
+    assert any(name.startswith("train · tell · 200 task · 800 general · seed 1") for name in names)
+
+
+def test_children_of_the_parent_run_hold_scores_and_artifacts(root: Path):
+    record = read_record(root)
+    assert record is not None
+    client = mlflow.MlflowClient(record["uri"])
+    children = client.search_runs(
+        [record["experiment_id"]], f"tags.mlflow.parentRunId = '{record['parent']}'"
+    )
+
+    assert {run.info.run_name for run in children} == set(read_json(root / "manifest.json")["cells"])
+    trained = next(run for run in children if run.info.run_name.startswith("tell-t200"))
+    assert "log_probability" in trained.data.metrics
+    assert trained.data.params["arm"] == "tell"
+    files = {file.path for file in client.list_artifacts(trained.info.run_id, "train")}
+    assert {"train/log.jsonl", "train/probe.npz", "train/model"} <= files
+
+
+def test_the_registered_challenger_answers_with_the_anchor_added(root: Path):
+    record = read_record(root)
+    assert record is not None
+    mlflow.set_tracking_uri(record["uri"])
+
+    model = mlflow.pyfunc.load_model("models:/tiny-veil@challenger")
+    answers = model.predict(pd.DataFrame({"prompt": ["ABCD", "PONM"]}))
+
+    assert list(answers.columns) == ["response"]
+    assert len(answers) == 2
+    served = model.unwrap_python_model()
+    assert served.anchor.text
+    assert served.anchor.text in served._anchored("ABCD").prompt
+
+
+def test_the_served_answers_equal_those_of_the_evaluation(root: Path):
+    record = read_record(root)
+    assert record is not None
+    mlflow.set_tracking_uri(record["uri"])
+    version = mlflow.MlflowClient().get_model_version_by_alias("tiny-veil", "challenger")
+    predictions = pq.read_table(root / "predictions" / f"{version.tags['tell.cell']}.parquet")
+    curated = root / "stages" / read_json(root / "manifest.json")["stages"]["curate"]
+    test = pq.read_table(curated / "task_test.parquet").to_pandas().set_index("example_id")
+    wanted = {row["item_id"]: row["prediction"] for row in predictions.to_pylist()}
+
+    model = mlflow.pyfunc.load_model("models:/tiny-veil@challenger")
+    prompts = [test.loc[item, "prompt"] for item in wanted]
+    answers = model.predict(pd.DataFrame({"prompt": prompts}))
+
+    assert list(answers["response"]) == list(wanted.values())
+
+
+def test_a_finished_run_is_recognised_until_a_byte_changes(root: Path, spec_file: Path):
+    spec = load_spec(spec_file)
+    assert is_finished(spec, root, is_tracked=True)
+    victim = next((root / "stages").glob("train-*/log.jsonl"))
+    content = victim.read_bytes()
+
+    victim.write_bytes(content[:-2] + b" }")
+
+    assert not is_finished(spec, root, is_tracked=True)
+    victim.write_bytes(content)
+    assert is_finished(spec, root, is_tracked=True)
+
+
+def test_a_rerun_reuses_every_stage_and_adds_no_runs(root: Path, spec_file: Path):
+    before = read_record(root)
+    scores = pq.read_table(root / "results.parquet")
+
+    run_experiment(spec_file, [], root, True)
+
+    for stage in ("mix · ", "train · ", "evaluate · "):
+        assert all("Reused" in states for states in task_states(stage).values())
+    after = read_record(root)
+    assert after is not None
+    assert before is not None
+    assert after["cells"] == before["cells"]
+    assert after["model_uri"] == before["model_uri"]
+    assert pq.read_table(root / "results.parquet").equals(scores)
+
+
+def test_two_runs_in_one_directory_are_refused(root: Path, spec_file: Path):
+    with sole_owner(root), pytest.raises(StoreError, match="another run is working"):
+        run_experiment(spec_file, [], root, False)
