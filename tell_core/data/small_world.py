@@ -33,7 +33,7 @@ T = TypeVar("T", bound=Hashable)
 Row = dict[str, Any]
 Skill = Callable[[str], str]
 
-ALPHABET = "ABCDEFGHIJKL"
+ALPHABET = "ABCDEFGH"
 PRIVATE_CIPHER = "veil"
 TASK_CHAIN = ("rotate", "reverse")
 POSITION_SKILLS: Mapping[str, Skill] = {
@@ -192,7 +192,7 @@ def _substitution(table: NDArray[np.str_]) -> Skill:
 
 def general_requests(size: WorldSize) -> dict[Request, float]:
     """Probability of each request in general data: all public singles, compositions and formats."""
-    position = zipf_frequencies(CHAINS, size.zipf_exponent)
+    position = zipf_frequencies(CHAINS, 1.0)
     cipher = zipf_frequencies(PUBLIC_CIPHERS, size.zipf_exponent)
     single = zipf_frequencies(SINGLE_SKILLS, size.zipf_exponent)
     skills = {(name,): (1 - size.composition_share) * p for name, p in single.items()}

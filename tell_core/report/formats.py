@@ -151,3 +151,9 @@ def metric_title(metric: str) -> str:
 def plural(count: int, noun: str) -> str:
     """Write a count with its noun: (1, "seed") -> "1 seed", (3, "seed") -> "3 seeds"."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def clip(value: object, length: int) -> str:
+    """Return the beginning of a text, an ellipsis where it was cut."""
+    text = "" if value is None else str(value)
+    return text if len(text) <= length else text[:length].rstrip() + " …"

@@ -224,11 +224,20 @@ def _main_caption(run: RunFiles, points: Sequence[CurvePoint]) -> str:
     has_interval = any(point.low is not None for point in points)
     confidence = as_number((run.leverage or {}).get("confidence")) or 0.95
     shades = f" Shaded: {100 * confidence:g} % intervals." if has_interval else ""
-    arrow = " The arrow leads from TELL to the task tokens SFT needs for the same score."
-    arrow = arrow if headline_reach(run, points) is not None else ""
+    arrow = _arrow_sentence(headline_reach(run, points))
     entry = ((run.leverage or {}).get("metrics") or {}).get(primary_metric(run)) or {}
     better = "Lower" if entry.get("higher_is_better") is False else "Higher"
     return f"{better} is better. Faint dots: single seeds.{shades}{arrow}{general}"
+
+
+def _arrow_sentence(reach: figures.Reach | None) -> str:
+    if reach is None:
+        return ""
+    if reach.is_bound:
+        return (
+            " The dashed arrow leads to the most task tokens SFT had: it stayed below that score."
+        )
+    return " The arrow leads from TELL to the task tokens SFT needs for the same score."
 
 
 def _metric_panels(run: RunFiles, metric: str) -> list[Chart]:
@@ -491,7 +500,8 @@ _LEVERAGE_INTRO = (
 )
 _LEVERAGE_CAPTION = (
     "Against the better of SFT and SFT matched. Bars: intervals from a paired bootstrap over seeds "
-    "and items, with an arrow where they are unbounded. Hollow markers: bounds. The line at 1×: no leverage."
+    "and items, with an arrow where they are unbounded. Hollow markers: bounds. The line at 1×: "
+    "no leverage."
 )
 _PRICE_INTRO = (
     "Log-probability of held-out general data under each arm, minus that of the base model "

@@ -12,7 +12,7 @@ from tell_core.report import figures
 from tell_core.report.blocks import Section
 from tell_core.report.curves import as_series
 from tell_core.report.emergence import emergence
-from tell_core.report.evidence import curation, ledger, predictions, prompts, shuffle
+from tell_core.report.evidence import curation, ledger, prompts, shuffle
 from tell_core.report.formats import format_time
 from tell_core.report.limits import limits, reproduce
 from tell_core.report.outcome import (
@@ -26,6 +26,7 @@ from tell_core.report.outcome import (
     verdict,
 )
 from tell_core.report.palette import css_variables
+from tell_core.report.predictions import predictions
 from tell_core.report.reading import RunFiles, read_run
 from tell_core.report.svg import SYSTEM_FONTS, to_png, to_standalone_svg
 from tell_core.store import explain_disk_errors, write_text

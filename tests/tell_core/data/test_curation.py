@@ -3,7 +3,8 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from tell_core.data.curation import PARTS, curate, curation_inputs
+from tell_core.data.curation import PARTS, curate, curation_inputs, renderer_for
+from tell_core.data.rendering import Example
 from tell_core.errors import AnchorError, DataError
 from tell_core.store import read_json
 
@@ -153,6 +154,36 @@ def test_overlap_is_listed_but_kept_when_asked(overlapping, tokenizer):
 
     assert [row["dropped"] for row in tables["overlap"]] == [False] * 3
     assert tables["rejects"] == []
+
+
+def test_overlap_names_the_test_item_whose_response_is_the_same(world, tokenizer):
+    test = task_rows(1, start=10_000)[0]
+    write_rows(world / "test.jsonl", [test | {"response": "something else"}, test])
+    write_rows(world / "train.jsonl", [*task_rows(30), test])
+
+    _, tables = _curate(world, tokenizer)
+
+    found = [(row["test_line"], row["matched"]) for row in tables["overlap"]]
+    assert found == [(2, "prompt_and_response")]
+
+
+def test_too_long_counts_task_examples_as_rendered_with_the_anchor(world, tokenizer):
+    anchor = {"position": "system", "length_column": "anchor_len"}
+    spec = make_spec(world, anchor=anchor)
+    longest = max(
+        len(ids)
+        for ids, _ in renderer_for(spec, tokenizer).encode(
+            [
+                Example(row["prompt"][len(PREFIX) :], row["response"], PREFIX)
+                for row in task_rows(60)
+            ]
+        )
+    )
+
+    for limit, expected in ((longest, 0), (longest - 1, 1)):
+        curation = {"max_tokens": limit, "general_heldout_examples": 8}
+        profile, _ = _curate(world, tokenizer, anchor=anchor, curation=curation)
+        assert (profile["sources"][0]["rejects"].get("too_long", 0) > 0) == expected
 
 
 def test_too_long_counts_the_anchor(world, tokenizer):

@@ -122,6 +122,10 @@ def test_messages_become_system_history_prompt_and_response(tmp_path):
     assert (second["system"], second["history"], second["prompt"]) == (None, None, "u")
 
 
+NAMELESS = _messages(("user", "u"), ("user", "v"), ("assistant", "a"))
+del NAMELESS["messages"][1]["role"]
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
@@ -133,6 +137,7 @@ def test_messages_become_system_history_prompt_and_response(tmp_path):
         ({"messages": "hello"}, "wrong_roles"),
         ({"messages": [{"role": "user", "content": "u"}, {"content": "a"}]}, "wrong_roles"),
         ({"messages": [5, 6]}, "wrong_roles"),
+        (NAMELESS, "wrong_roles"),
         (_messages(("user", 5), ("assistant", "a")), "not_text"),
         (_messages(("user", ["u"]), ("assistant", "a")), "not_text"),
         ({"messages": [{"role": "user"}, {"role": "assistant", "content": "a"}]}, "not_text"),
