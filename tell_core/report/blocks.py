@@ -7,10 +7,12 @@ comes from our own figures.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from markupsafe import Markup
+
+MAX_ROWS = 200  # six leverage tables of so many rows take about 1.5 of the page's 5 MB
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,12 @@ class Section:
     id: str
     title: str
     blocks: Sequence[Block] = field(default_factory=tuple)
+
+
+def shortened(table: Table, num_rows: int = MAX_ROWS) -> Table:
+    """Keep the first rows of a table and say how many more there are."""
+    omitted = max(0, len(table.rows) - num_rows)
+    return replace(table, rows=table.rows[:num_rows], num_omitted=table.num_omitted + omitted)
 
 
 def missing(sentence: str) -> Text:

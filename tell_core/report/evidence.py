@@ -79,18 +79,12 @@ def curation(run: RunFiles) -> Section:
 
 def shuffle(run: RunFiles) -> Section:
     """Prove that task examples are spread evenly over the training order."""
-    proofs = [
-        (cell, proof)
-        for cell in shown_cells(run, run.cells)
-        if (proof := read_cell_json(cell.mix, "shuffle_proof.json")) and cell.arm != "sft"
-    ]
-    mixed = [(c, p) for c, p in proofs if _is_mixture(c, p)]
+    mixed = _proofs(shown_cells(run, run.cells))
     title = "Shuffle proof"
     if not mixed:
         return Section("shuffle", title, (missing(_NO_SHUFFLE),))
     charts = [_share_chart(cell, proof) for cell, proof in mixed]
-    every = [(c, read_cell_json(c.mix, "shuffle_proof.json")) for c in run.cells]
-    table = _shuffle_table([(c, p) for c, p in every if p and _is_mixture(c, p)])
+    table = _shuffle_table(_proofs(run.cells))
     return Section(
         "shuffle",
         title,
@@ -328,9 +322,14 @@ def _overlap_row(row: Json) -> tuple[Entry, ...]:
     )
 
 
-def _is_mixture(cell: CellRecord, proof: Json) -> bool:
-    is_tell = cell.task_budget_tokens is not None and cell.arm.startswith("tell")
-    return is_tell and bool(proof.get("task_share_per_window"))
+def _proofs(cells: Iterable[CellRecord]) -> list[tuple[CellRecord, Json]]:
+    """Return the shuffle proofs of the cells that mix task and general data."""
+    found = [
+        (cell, read_cell_json(cell.mix, "shuffle_proof.json"))
+        for cell in cells
+        if cell.arm.startswith("tell")
+    ]
+    return [(cell, proof) for cell, proof in found if proof]
 
 
 def _share_chart(cell: CellRecord, proof: Json) -> Chart:

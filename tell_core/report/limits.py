@@ -2,7 +2,18 @@
 
 from collections.abc import Iterator
 
-from tell_core.report.blocks import Block, Bullets, Code, Entry, Facts, Fold, Section, Table, Text
+from tell_core.report.blocks import (
+    Block,
+    Bullets,
+    Code,
+    Entry,
+    Facts,
+    Fold,
+    Section,
+    Table,
+    Text,
+    shortened,
+)
 from tell_core.report.curves import leverage_rows, metrics, primary_metric
 from tell_core.report.formats import (
     MISSING,
@@ -231,8 +242,8 @@ def _fingerprints(run: RunFiles) -> tuple[Table, ...]:
         for file in source.get("files") or ()
     )
     return (
-        Table("Stage directories", ("Stage", "Directory"), rows),
-        Table("Source files", ("Source", "File", "sha256"), files),
+        shortened(Table("Stage directories", ("Stage", "Directory"), rows)),
+        shortened(Table("Source files", ("Source", "File", "sha256"), files)),
     )
 
 

@@ -21,6 +21,7 @@ from tell_core.report.blocks import (
     Table,
     Text,
     missing,
+    shortened,
 )
 from tell_core.report.curves import (
     BASELINES,
@@ -315,7 +316,7 @@ def _curve_table(run: RunFiles) -> Fold:
         )
         for metric in metrics(run)
     ]  # fmt: skip
-    return Fold("The numbers behind the curves", tables)
+    return Fold("The numbers behind the curves", [shortened(table) for table in tables])
 
 
 def _curve_row(point: CurvePoint) -> tuple[Entry, ...]:
@@ -355,13 +356,14 @@ def _leverage_table(run: RunFiles, metric: str) -> Table | None:
     ]
     if not rows:
         return None
-    return Table(
+    table = Table(
         caption="Leverage ratio: task tokens SFT needs for the arm's score, divided by the budget",
         columns=("Arm", "General budget", "Task budget", "against SFT", "against SFT matched",
                  "against the best", "SFT task tokens", "Score difference", "Seeds", "Items"),
         rows=tuple(rows),
         numeric=frozenset({"General budget", "Task budget", "SFT task tokens", "Seeds", "Items"}),
     )  # fmt: skip
+    return shortened(table)
 
 
 def _by_task_budget(entries: Sequence[Json]) -> list[list[Json]]:
@@ -414,7 +416,7 @@ def _equivalent(row: Json) -> str:
 
 
 def _price_table(points: Iterable[CurvePoint], base: float) -> Table:
-    return Table(
+    table = Table(
         caption="Log-probability of held-out general data, nats per token",
         columns=("Arm", "Task budget", "General budget", "Score", "Change against base",
                  "Interval of the change"),
@@ -422,6 +424,7 @@ def _price_table(points: Iterable[CurvePoint], base: float) -> Table:
         numeric=frozenset({"Task budget", "General budget", "Score", "Change against base",
                            "Interval of the change"}),
     )  # fmt: skip
+    return shortened(table)
 
 
 def _price_row(point: CurvePoint, base: float) -> tuple[Entry, ...]:

@@ -107,7 +107,7 @@ def read_run(run: Path) -> RunFiles:
 
 def stage_directory(run: Path, name: object) -> Path | None:
     """Return the directory of a stage, always inside the run, or None when it is not there."""
-    if not isinstance(name, str) or not Path(name).name:
+    if not isinstance(name, str) or Path(name).name in ("", ".."):
         return None
     directory = run / "stages" / Path(name).name
     return directory if directory.is_dir() else None

@@ -181,8 +181,10 @@ def test_too_long_counts_task_examples_as_rendered_with_the_anchor(world, tokeni
     )
 
     for limit, expected in ((longest, 0), (longest - 1, 1)):
-        curation = {"max_tokens": limit, "general_heldout_examples": 8}
-        profile, _ = _curate(world, tokenizer, anchor=anchor, curation=curation)
+        curation = {"max_tokens": limit}
+        profile, _ = _curate(
+            world, tokenizer, anchor=anchor, curation=curation, general=[], arms=["sft"]
+        )
         assert (profile["sources"][0]["rejects"].get("too_long", 0) > 0) == expected
 
 

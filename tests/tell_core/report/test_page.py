@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tell_core.errors import InputError, StoreError
 from tell_core.report import page as page_module
 from tell_core.report import write_figures, write_report
-from tell_core.report.blocks import Text
+from tell_core.report.blocks import Entry, Table, Text, shortened
 from tell_core.report.formats import format_leverage
 from tell_core.report.page import page_templates
 
@@ -207,6 +207,16 @@ def test_too_large_a_page_is_refused_and_the_old_one_stays(
         write_report(run)
 
     assert (run / "report.html").read_text() == "old"
+
+
+@given(st.integers(min_value=0, max_value=400), st.integers(min_value=1, max_value=400))
+def test_a_shortened_table_counts_what_it_leaves_out(num_rows: int, kept: int) -> None:
+    table = Table("numbers", ("n",), tuple((Entry(str(row)),) for row in range(num_rows)))
+
+    short = shortened(table, kept)
+
+    assert len(short.rows) + short.num_omitted == num_rows
+    assert short.rows == table.rows[:kept]
 
 
 def test_main_figure_is_written_as_svg_and_png(full_run: Path, tmp_path: Path) -> None:
