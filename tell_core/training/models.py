@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -225,14 +227,21 @@ def attach_lora(model: PreTrainedModel, training: TrainingSpec) -> PeftModel:
         target_modules=targets if isinstance(targets, str) else list(targets),
     )
     try:
-        with warnings.catch_warnings():  # peft 0.21 asks transformers 5.23 by a deprecated name
-            warnings.simplefilter("ignore", FutureWarning)
+        with _quiet_peft():
             return cast("PeftModel", get_peft_model(model, config))
     except ValueError as error:
         raise ModelError(
             f"lora_targets {targets!r} does not fit this model: {error}; use all-linear or names"
             f" among {', '.join(_linear_names(model))}"
         ) from error
+
+
+@contextmanager
+def _quiet_peft() -> Iterator[None]:
+    """Hide that peft 0.21 asks transformers 5.23 for an attribute by its deprecated name."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def _linear_names(model: nn.Module) -> list[str]:
@@ -288,7 +297,8 @@ def load_trained(base: LoadedModel, directory: Path) -> PreTrainedModel | PeftMo
     device = base.model.device
     if (directory / ADAPTER_DIRECTORY).is_dir():
         adapter = str(directory / ADAPTER_DIRECTORY)
-        model = PeftModel.from_pretrained(base.model, adapter, torch_device=str(device))
+        with _quiet_peft():
+            model = PeftModel.from_pretrained(base.model, adapter, torch_device=str(device))
         return model.eval()
     if not (directory / MODEL_DIRECTORY).is_dir():
         raise ModelError(f"{directory} holds neither adapter/ nor model/; train the cell again")

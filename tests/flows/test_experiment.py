@@ -1,5 +1,6 @@
 """The experiment flow on Prefect's test harness, MLflow on SQLite: one small run, looked at."""
 
+import json
 from pathlib import Path
 
 import mlflow
@@ -115,16 +116,18 @@ def test_the_served_answers_equal_those_of_the_evaluation(root: Path):
     assert record is not None
     mlflow.set_tracking_uri(record["uri"])
     version = mlflow.MlflowClient().get_model_version_by_alias("tiny-veil", "challenger")
-    predictions = pq.read_table(root / "predictions" / f"{version.tags['tell.cell']}.parquet")
-    curated = root / "stages" / read_json(root / "manifest.json")["stages"]["curate"]
-    test = pq.read_table(curated / "task_test.parquet").to_pandas().set_index("example_id")
-    wanted = {row["item_id"]: row["prediction"] for row in predictions.to_pylist()}
+    cell = version.tags["tell.cell"]
+    predictions = pq.read_table(root / "predictions" / f"{cell}.parquet").to_pylist()
+    mixed = root / "stages" / read_json(root / "manifest.json")["cells"][cell]["mix"]
+    items = map(json.loads, (mixed / "items.jsonl").read_text().splitlines())
+    prompts = {item["item_id"]: item["prompt"] for item in items}
 
     model = mlflow.pyfunc.load_model("models:/tiny-veil@challenger")
-    prompts = [test.loc[item, "prompt"] for item in wanted]
-    answers = model.predict(pd.DataFrame({"prompt": prompts}))
+    answers = model.predict(
+        pd.DataFrame({"prompt": [prompts[row["item_id"]] for row in predictions]})
+    )
 
-    assert list(answers["response"]) == list(wanted.values())
+    assert list(answers["response"]) == [row["prediction"] for row in predictions]
 
 
 def test_a_finished_run_is_recognised_until_a_byte_changes(root: Path, spec_file: Path):

@@ -113,7 +113,7 @@ def train(base: LoadedModel, tmp_path: Path) -> Callable[..., dict[str, Any]]:
 @settings(
     max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(breaks=st.sets(st.integers(1, NUM_STEPS - 1), min_size=1, max_size=3), data=st.data())
+@given(breaks=st.sets(st.integers(1, NUM_STEPS - 1), min_size=1, max_size=3))
 def test_a_broken_training_ends_with_the_bits_of_an_unbroken_one(
     base: LoadedModel,
     training_spec: Spec,
@@ -123,14 +123,12 @@ def test_a_broken_training_ends_with_the_bits_of_an_unbroken_one(
     method: str,
     keep: str,
     breaks: set[int],
-    data: st.DataObject,
 ):
-    """Dropout is on; checkpoints come after every step, or only once and then are missing."""
+    """Dropout is on; the last checkpoint is one step behind the point of interruption."""
     directory = tmp_path_factory.mktemp("broken")
     inputs = write_inputs(f"inputs-{directory.name}")
-    seconds = data.draw(st.sampled_from([1e-9, 1e9]))
     spec = training_spec(
-        method=method, keep=keep, lora_dropout=0.2, checkpoint_seconds=seconds, micro_batch_size=3
+        method=method, keep=keep, lora_dropout=0.2, checkpoint_seconds=1e-9, micro_batch_size=3
     )
     train(inputs, spec, out=directory / "unbroken")
 
