@@ -49,10 +49,8 @@ def _pair(world: Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory)
         bare = _run([sys.executable, __file__, "--world", str(world), "--bare", str(out / "bare")])
-        _run(
-            [sys.executable, "-m", "flows.cli", "run", "configs/demo.yaml", "--out"]
-            + [str(out / "runs" / "demo"), *_settings(world)]
-        )
+        run = [sys.executable, "-m", "flows.cli", "run", "configs/demo.yaml"]
+        _run([*run, "--out", str(out / "runs" / "demo"), *_settings(world)])
         record = json.loads(bare.splitlines()[-1])
         return record | _times(out / "runs" / "demo" / "prefect" / "prefect.db")
 

@@ -81,7 +81,8 @@ def _wait_until_healthy(process: "subprocess.Popen[bytes]", address: str, log: P
         time.sleep(0.2)
     ended = f"ended with code {process.returncode}" if process.poll() is not None else "is silent"
     raise TellError(
-        f"the private Prefect server {ended}; its log is {log}. Start one yourself (prefect server start) and set PREFECT_API_URL to use it."
+        f"the private Prefect server {ended}; its log is {log}. Start one yourself (prefect server"
+        " start) and set PREFECT_API_URL to use it."
     )
 
 

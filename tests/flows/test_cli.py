@@ -112,9 +112,7 @@ def test_bad_input_exits_2_and_says_what_is_wrong(case: str, bad_spec, tmp_path:
 
 
 @pytest.mark.parametrize("case", sorted(FOUND_AT_ONCE))
-def test_what_can_be_seen_at_once_stops_a_run_before_it_starts(
-    case: str, bad_spec, tmp_path: Path
-):
+def test_what_can_be_seen_at_once_stops_a_run_before_it_starts(case: str, bad_spec, tmp_path: Path):
     result = call("run", bad_spec(case), "--out", tmp_path / "run")
 
     assert result.exit_code == 2, said(result)

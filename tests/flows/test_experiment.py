@@ -88,7 +88,8 @@ def test_children_of_the_parent_run_hold_scores_and_artifacts(root: Path):
         [record["experiment_id"]], f"tags.mlflow.parentRunId = '{record['parent']}'"
     )
 
-    assert {run.info.run_name for run in children} == set(read_json(root / "manifest.json")["cells"])
+    cells = read_json(root / "manifest.json")["cells"]
+    assert {run.info.run_name for run in children} == set(cells)
     trained = next(run for run in children if run.info.run_name.startswith("tell-t200"))
     assert "log_probability" in trained.data.metrics
     assert trained.data.params["arm"] == "tell"
