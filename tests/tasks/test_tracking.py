@@ -1,0 +1,45 @@
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.tracking import _metric, _safe, connect, run_url, tracking_uri
+from tell_core.errors import InputError
+
+
+def test_the_store_lies_beside_the_run_unless_a_server_is_named(tmp_path: Path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking_uri(tmp_path / "run") == f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert tracking_uri(tmp_path / "run") == "http://127.0.0.1:5000"
+
+
+@given(st.none() | st.booleans() | st.text() | st.floats() | st.integers(-(2**53), 2**53))
+def test_only_finite_numbers_become_metrics(value):
+    metrics = list(_metric("name", value, 0, 0))
+
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    assert len(metrics) == (is_number and math.isfinite(value))
+
+
+@pytest.mark.parametrize("name", ["chrf++", "a+b", "plain"])
+def test_metric_names_hold_no_plus_sign(name: str):
+    assert "+" not in _safe(name)
+
+
+def test_a_page_is_only_named_for_a_server():
+    record = {"experiment_id": "3", "parent": "abc"}
+
+    assert run_url(record | {"uri": "sqlite:///x.db"}) is None
+    assert run_url(record | {"uri": "http://host/"}) == "http://host/#/experiments/3/runs/abc"
+
+
+def test_a_server_that_is_not_there_is_explained(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+    with pytest.raises(InputError, match="--no-track"):
+        connect(tmp_path)

@@ -1,0 +1,86 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from tell_core.errors import InputError, StoreError
+from tell_core.results import (
+    RESULTS_SCHEMA,
+    check_metrics,
+    open_run,
+    query,
+    sole_owner,
+    write_parquet,
+)
+from tell_core.spec.loading import load_spec
+from tell_core.spec.model import ExperimentSpec
+from tests.fixtures.tiny import tiny_fields
+
+
+def make_spec(**changes) -> ExperimentSpec:
+    return ExperimentSpec.model_validate(tiny_fields(Path("/nowhere")) | changes)
+
+
+def write_scores(root: Path, scores: list[float]) -> None:
+    rows = [
+        dict.fromkeys(RESULTS_SCHEMA.names) | {"arm": "tell", "score": score} for score in scores
+    ]
+    write_parquet(pa.Table.from_pylist(rows, schema=RESULTS_SCHEMA), root / "results.parquet")
+
+
+def test_the_resolved_specification_is_kept_and_loads(tmp_path: Path):
+    open_run(make_spec(), tmp_path / "run")
+
+    assert load_spec(tmp_path / "run" / "spec.resolved.yaml") == make_spec()
+
+
+def test_the_same_experiment_may_be_opened_again_with_other_budgets(tmp_path: Path):
+    open_run(make_spec(), tmp_path / "run")
+
+    open_run(make_spec(seeds=[7]), tmp_path / "run")
+
+    assert load_spec(tmp_path / "run" / "spec.resolved.yaml").seeds == (7,)
+
+
+def test_another_experiment_is_refused_and_nothing_is_overwritten(tmp_path: Path):
+    open_run(make_spec(), tmp_path / "run")
+
+    with pytest.raises(InputError, match="holds the experiment 'tiny'"):
+        open_run(make_spec(name="other"), tmp_path / "run")
+
+    assert load_spec(tmp_path / "run" / "spec.resolved.yaml").name == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("evaluation", {"metrics": ["blue"]}, "did you mean 'bleu'"),
+        ("analysis", {"primary_metric": "bleu"}, "analysis.primary_metric"),
+    ],
+)
+def test_a_metric_that_does_not_exist_is_refused(section: str, values: dict, message: str):
+    with pytest.raises(InputError, match=message):
+        check_metrics(make_spec(**{section: values}))
+
+
+def test_questions_in_sql_are_answered(tmp_path: Path):
+    write_scores(tmp_path, [1.0, 3.0])
+
+    columns, rows = query(tmp_path, "select arm, avg(score) as mean from results group by arm")
+
+    assert (columns, rows) == (["arm", "mean"], [("tell", 2.0)])
+
+
+def test_wrong_sql_is_the_users_input(tmp_path: Path):
+    write_scores(tmp_path, [1.0])
+
+    with pytest.raises(InputError, match="cannot be answered"):
+        query(tmp_path, "select nothing from nowhere")
+
+
+def test_a_run_directory_has_one_owner(tmp_path: Path):
+    with sole_owner(tmp_path), pytest.raises(StoreError, match="another run"), sole_owner(tmp_path):
+        pass
+
+    with sole_owner(tmp_path):
+        pass
