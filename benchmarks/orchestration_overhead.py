@@ -86,7 +86,7 @@ def _bare(world: Path, root: Path) -> None:
         run_cell(spec, cell, curated, chosen_rate(spec, tuning, cell.arm))
         for cell in plan_cells(spec)
     ]
-    write_results(spec, root, curated, outcomes, tuning, {})
+    write_results(spec, root, curated, outcomes, tuning)
     analyse_run([outcome.record() for outcome in outcomes], spec, root)
     write_report(root)
     seconds = time.perf_counter() - start

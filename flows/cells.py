@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from prefect import flow
+from prefect.exceptions import TerminationSignal
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from tasks.progress import announce_total
 from tasks.stages import run_cell, tune_arm
 from tell_core.errors import TellError
-from tell_core.lanes import num_lanes, open_lanes
+from tell_core.lanes import num_lanes, open_lanes, stop_lanes
 from tell_core.pipeline import CellOutcome, Stage
 from tell_core.spec.cells import plan_cells, tuning_cells
 from tell_core.spec.model import ExperimentSpec
@@ -35,9 +36,14 @@ def cells_flow(spec: ExperimentSpec, curated: Stage) -> tuple[list[CellOutcome],
     """Submit the tuning of every arm, wait, then submit every cell."""
     cells, comparisons = plan_cells(spec), tuning_cells(spec)
     announce_total(len(cells) + len(comparisons))
-    tables = gather([tune_arm.submit(spec, cell, curated) for cell in comparisons])
-    tuning = {cell.arm: table for cell, table in zip(comparisons, tables, strict=True)}
-    outcomes = gather([run_cell.submit(spec, cell, curated, tuning) for cell in cells])
+    try:
+        tables = gather([tune_arm.submit(spec, cell, curated) for cell in comparisons])
+        tuning = {cell.arm: table for cell, table in zip(comparisons, tables, strict=True)}
+        outcomes = gather([run_cell.submit(spec, cell, curated, tuning) for cell in cells])
+    except (KeyboardInterrupt, TerminationSignal):
+        # Before the task runner joins its threads, which wait for the lanes.
+        stop_lanes()
+        raise
     return outcomes, tuning
 
 

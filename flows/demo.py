@@ -8,6 +8,8 @@ from prefect import flow
 from flows.demo_files import demo_settings, demo_spec
 from flows.experiment import run_experiment
 from tasks.stages import build_world, value_of
+from tell_core.lanes import open_lanes
+from tell_core.results import sole_owner
 
 
 @flow(name="demo")
@@ -18,5 +20,7 @@ def run_demo(out: Path, track: bool = True) -> dict[str, Any]:
         out: Run directory.
         track: Whether to record the run in MLflow.
     """
-    world = value_of(build_world(out))
+    out.mkdir(parents=True, exist_ok=True)
+    with sole_owner(out), open_lanes(1):
+        world = value_of(build_world(out))
     return run_experiment(demo_spec(), demo_settings(world.path), out, track)

@@ -9,6 +9,7 @@ from prefect import flow
 from flows.cells import run_cells
 from tasks.artifacts import show_curation, show_plan, show_results
 from tasks.stages import analyse, curate, report, value_of
+from tasks.stores import tracking_uri
 from tasks.tracking import (
     close_experiment,
     fail_experiment,
@@ -17,7 +18,14 @@ from tasks.tracking import (
     track_cells,
 )
 from tell_core.plan import make_plan
-from tell_core.results import default_root, open_run, seal_run, sole_owner
+from tell_core.results import (
+    default_root,
+    note_runs,
+    open_run,
+    seal_run,
+    sole_owner,
+    write_spec,
+)
 from tell_core.spec.loading import load_spec
 from tell_core.spec.model import ExperimentSpec
 
@@ -41,6 +49,7 @@ def run_experiment(
     root = out or default_root(spec)
     open_run(spec, root)
     with sole_owner(root):
+        write_spec(spec, root)
         return _run(spec, root, track)
 
 
@@ -49,16 +58,18 @@ def _run(spec: ExperimentSpec, root: Path, track: bool) -> dict[str, Any]:
     show_curation(curated)
     show_plan(make_plan(spec, curated))
     record = open_experiment(spec, root, curated) if track else None
+    uri = None
     try:
         outcomes, tuning = run_cells(spec, curated)
-        run_ids = track_cells(root, record, outcomes) if record else {}
-        leverage = analyse(spec, root, curated, outcomes, tuning, run_ids)
+        leverage = analyse(spec, root, curated, outcomes, tuning)
         report(root)
-        uri = close_experiment(spec, root, record, curated, outcomes) if record else None
-    except BaseException:
         if record:
-            fail_experiment(root)
+            run_ids = track_cells(root, record, outcomes)
+            note_runs(root, run_ids)
+            uri = close_experiment(spec, root, record, curated, outcomes)
+    except BaseException:
+        fail_experiment(root)
         raise
     show_results(root, uri, run_url(record) if record else None)
-    seal_run(spec, root, curated, outcomes, is_tracked=track)
+    seal_run(spec, root, curated, outcomes, tracked_at=tracking_uri(root) if track else None)
     return {"root": str(root), "model_uri": uri, "leverage": leverage}

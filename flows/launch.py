@@ -4,6 +4,7 @@ Prefect reads its settings when it is imported, so what imports it is imported l
 server's address is known.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from flows.demo_files import demo_settings, demo_spec
 from flows.local_server import prefect_server
+from tasks.stores import SQLITE, tracking_uri
 from tell_core.analysis.summary import verdict_sentence
 from tell_core.demo import find_world
 from tell_core.pipeline import curate_stage, mix_stage
@@ -27,7 +29,7 @@ def launch_experiment(
 ) -> dict[str, Any]:
     """Run an experiment, or find that it is finished; returns the answer and where things are."""
     spec, root = _open(spec_file, settings, out)
-    if not is_finished(spec, root, is_tracked=is_tracked):
+    if not is_finished(spec, root, tracked_at=tracking_uri(root) if is_tracked else None):
         with _orchestrated(root) as begin:
             from flows.experiment import run_experiment
 
@@ -39,9 +41,10 @@ def launch_experiment(
 def launch_demo(out: Path, *, is_tracked: bool) -> dict[str, Any]:
     """Run the demo, or find that it is finished; returns the answer and where things are."""
     world = find_world(out)
-    if world and (out / "spec.resolved.yaml").exists():
+    load_spec(demo_spec(), demo_settings(world or out))
+    if world:
         spec, _ = _open(demo_spec(), demo_settings(world), out)
-        if is_finished(spec, out, is_tracked=is_tracked):
+        if is_finished(spec, out, tracked_at=tracking_uri(out) if is_tracked else None):
             return _outcome(out)
     with _orchestrated(out) as begin:
         from flows.demo import run_demo
@@ -111,8 +114,10 @@ def _outcome(root: Path) -> dict[str, Any]:
     places = {"report": str(root / "report.html"), "results": str(root / "results.parquet")}
     if (root / "tracking.json").exists():
         record = read_json(root / "tracking.json")
-        places["mlflow"] = f"mlflow ui --backend-store-uri {record['uri']}"
+        is_file = record["uri"].startswith(SQLITE)
+        uri = record["uri"]
+        places["mlflow"] = f"mlflow ui --backend-store-uri {uri}" if is_file else uri
         places["model"] = str(record.get("model_uri") or "none registered")
-    if (root / "prefect").exists():
+    if (root / "prefect").exists() and "PREFECT_API_URL" not in os.environ:
         places["prefect"] = f"PREFECT_HOME={root.absolute() / 'prefect'} prefect server start"
     return {"answer": verdict_sentence(read_json(root / "leverage.json")), "places": places}

@@ -44,6 +44,14 @@ def prefect_server(home: Path) -> Iterator[Callable[[], None]]:
     os.environ |= {"PREFECT_API_URL": address, "PREFECT_HOME": str(home.absolute())}
     try:
         yield lambda: _wait_until_healthy(process, address, log)
+    except httpx.HTTPError as error:
+        if process.poll() is None:
+            raise
+        raise TellError(
+            f"the private Prefect server ended in the middle of the run with code"
+            f" {process.returncode}; its log is {log}. What was finished is kept: run the same"
+            " command again"
+        ) from error
     finally:
         del os.environ["PREFECT_API_URL"], os.environ["PREFECT_HOME"]
         _stop(process)

@@ -22,20 +22,20 @@ from tell_core.results import SCORES_SQL, query, source_rows
 from tell_core.store import read_json
 
 
-@task(name="show plan", cache_policy=NO_CACHE)
+@task(name="show plan", task_run_name="show plan", cache_policy=NO_CACHE)
 def show_plan(plan: Plan) -> None:
     """Cells with their exact tokens and steps, before anything is trained."""
     create_table_artifact(key="plan", table=plan_rows(plan), description="Cells, tokens and steps")
 
 
-@task(name="show curation", cache_policy=NO_CACHE)
+@task(name="show curation", task_run_name="show curation", cache_policy=NO_CACHE)
 def show_curation(curated: Stage) -> None:
     """What was read, kept and set aside, by source and reason."""
     rows = source_rows(curated.path)
     create_table_artifact(key="curation", table=rows, description="Sources and rejects")
 
 
-@task(name="show results", cache_policy=NO_CACHE)
+@task(name="show results", task_run_name="show results", cache_policy=NO_CACHE)
 def show_results(root: Path, model_uri: str | None, tracking_url: str | None) -> None:
     """The answer, the figure, the scores, and where to go on."""
     leverage = read_json(root / "leverage.json")

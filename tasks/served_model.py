@@ -17,7 +17,8 @@ from tell_core.errors import ModelError
 from tell_core.evaluation.generation import generate_greedy
 from tell_core.spec.arms import parse_arm
 from tell_core.store import read_json
-from tell_core.training.models import load_model, load_trained
+from tell_core.training.devices import resolve_precision
+from tell_core.training.models import LoadedModel, full_model, load_model, load_trained
 
 
 class AnchoredModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
@@ -30,23 +31,24 @@ class AnchoredModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defin
             ModelError: The base model found is not the one that was trained on.
         """
         config = context.model_config
-        card = read_json(Path(context.artifacts["report_card"]))
-        base = load_model(config["base_model"], revision=config["base_revision"])
-        found = base.digest
-        if found != card["base_digest"]:
-            raise ModelError(
-                f"the base model {config['base_model']} has digest {found[:12]}, but this version"
-                f" was trained on {card['base_digest'][:12]}: point `model_config['base_model']`"
-                " to the right one"
-            )
+        trained = Path(context.artifacts["trained"])
+        full = full_model(trained)
+        base = load_model(
+            str(full or config["base_model"]),
+            revision=None if full else config["base_revision"],
+            dtype=config["dtype"],
+            is_full=full is not None,
+        )
+        if full is None:
+            _check_base(base, read_json(Path(context.artifacts["report_card"]))["base_digest"])
+        self.model = base.model if full else load_trained(base, trained)
         self.device = base.model.device
-        self.model = load_trained(base, Path(context.artifacts["trained"]))
+        self.precision = resolve_precision(config["dtype"], self.device, "full" if full else "lora")
         self.renderer = ChatRenderer(base.tokenizer, config["chat_template"])
         self.anchor = Anchor.load(Path(context.artifacts["anchor"]))
         self.arm = parse_arm(config["arm"])
-        self.random_text = random_anchor(
-            base.tokenizer, self.anchor.num_tokens, config["anchor_seed"]
-        )
+        num_tokens = self.anchor.num_tokens if self.arm.task_anchor == "random" else 0
+        self.random_text = random_anchor(base.tokenizer, num_tokens, config["anchor_seed"])
         self.max_new_tokens = int(config["max_new_tokens"])
         self.batch_size = int(config["batch_size"])
 
@@ -54,14 +56,17 @@ class AnchoredModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defin
     def predict(self, context: Any, model_input, params: Any = None) -> pd.DataFrame:  # type: ignore[no-untyped-def] # noqa: ARG002
         """Answer each bare prompt of column ``prompt``; one column ``response`` comes back."""
         prompts = [self._anchored(str(prompt)) for prompt in model_input["prompt"]]
-        answers = generate_greedy(
-            self.model,
-            self.renderer.tokenizer,
-            [np.asarray(ids) for ids in self.renderer.prompt_ids(prompts)],
-            max_new_tokens=self.max_new_tokens,
-            batch_size=self.batch_size,
-            device=self.device,
-        )
+        turn_end = self.renderer.encode([Example("", "x")])[0][0][-1]
+        with self.precision.autocast(self.device):
+            answers = generate_greedy(
+                self.model,
+                self.renderer.tokenizer,
+                [np.asarray(ids) for ids in self.renderer.prompt_ids(prompts)],
+                max_new_tokens=self.max_new_tokens,
+                batch_size=self.batch_size,
+                device=self.device,
+                stop_ids={turn_end},
+            )
         return pd.DataFrame({"response": answers})
 
     def _anchored(self, prompt: str) -> Example:
@@ -69,6 +74,15 @@ class AnchoredModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defin
             self.arm.task_anchor, self.anchor, prompt, None, self.random_text
         )
         return Example(prompt=text, system=system)
+
+
+def _check_base(base: LoadedModel, wanted: str) -> None:
+    if base.digest != wanted:
+        raise ModelError(
+            f"the base model {base.id} has digest {base.digest[:12]}, but this version was trained"
+            f" on {wanted[:12]}: give the right one, as a directory or hub id, in"
+            " `mlflow.pyfunc.load_model(…, model_config={'base_model': …})`"
+        )
 
 
 mlflow.models.set_model(AnchoredModel())

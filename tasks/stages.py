@@ -30,7 +30,7 @@ from tell_core.store import read_json
 T = TypeVar("T")
 
 
-@task(name="curate", cache_policy=NO_CACHE)
+@task(name="curate", task_run_name="curate", cache_policy=NO_CACHE)
 def curate(spec: ExperimentSpec, root: Path) -> Stage | State[Stage]:
     """Read, clean and count every source."""
 
@@ -47,7 +47,7 @@ def curate(spec: ExperimentSpec, root: Path) -> Stage | State[Stage]:
     return _shown(stage)
 
 
-@task(name="world", cache_policy=NO_CACHE)
+@task(name="world", task_run_name="small world", cache_policy=NO_CACHE)
 def build_world(root: Path) -> Stage | State[Stage]:
     """Write the demo's data and pre-train its base model."""
     file = _progress_file(root, "world")
@@ -111,7 +111,9 @@ def tune_arm(spec: ExperimentSpec, cell: Cell, curated: Stage) -> dict[str, Any]
     """Compare the learning rates of one arm on dev items."""
     mixed = value_of(mix(spec, cell, curated))
     rates = spec.training.learning_rates
-    trainings = [(rate, value_of(train(spec, cell, mixed, rate))) for rate in rates]
+    trainings = [
+        (rate, pipeline.unless_diverged(train_now, spec, cell, mixed, rate)) for rate in rates
+    ]
     table = pipeline.compare_learning_rates(cell, trainings)
     announce(f"tuning · {cell.label}", "done", 1, 1)
     return table
@@ -126,30 +128,34 @@ def run_cell(
     trained, rate = None, None
     if parse_arm(cell.arm).is_trained:
         rate = pipeline.chosen_rate(spec, dict(tuning), cell.arm)
-        trained = value_of(train(spec, cell, mixed, rate))
+        trained = train_now(spec, cell, mixed, rate)
     evaluated = value_of(evaluate(spec, cell, mixed, trained))
     announce(cell.label, "done", 1, 1)
     return CellOutcome(cell, mixed, trained, evaluated, rate)
 
 
-@task(name="analyse", cache_policy=NO_CACHE)
+@task(name="analyse", task_run_name="analyse", cache_policy=NO_CACHE)
 def analyse(
     spec: ExperimentSpec,
     root: Path,
     curated: Stage,
     outcomes: Sequence[CellOutcome],
     tuning: Mapping[str, Any],
-    run_ids: Mapping[str, str],
 ) -> dict[str, Any]:
     """Write the results table, the leverage ratios and the emergence of items."""
-    write_results(spec, root, curated, outcomes, tuning, run_ids)
+    write_results(spec, root, curated, outcomes, tuning)
     return analyse_run([outcome.record() for outcome in outcomes], spec, root)
 
 
-@task(name="report", cache_policy=NO_CACHE)
+@task(name="report", task_run_name="report", cache_policy=NO_CACHE)
 def report(root: Path) -> Path:
     """Draw the HTML report."""
     return write_report(root)
+
+
+def train_now(spec: ExperimentSpec, cell: Cell, mixed: Stage, learning_rate: float) -> Stage:
+    """Train as a task run and wait for it."""
+    return value_of(train(spec, cell, mixed, learning_rate))
 
 
 def value_of(result: T | State[T]) -> T:

@@ -6,8 +6,8 @@ stage directories, in batches, after the work: tracking never stands in the way 
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from tell_core.errors import InputError
+from tasks.stores import SQLITE, tracking_uri, without_password
+from tell_core.errors import InputError, TellError
 from tell_core.pipeline import CellOutcome, Stage, base_digest, renderer_of
 from tell_core.results import git_commit
 from tell_core.spec.model import ExperimentSpec
@@ -30,6 +31,11 @@ _RECORD = "tracking.json"
 _BATCH = 1000  # most metrics that one request to MLflow may carry
 _SERVED_MODEL = Path(__file__).with_name("served_model.py")
 _LIBRARY = Path(__file__).parent.parent / "tell_core"
+# What `tell_core` needs to load and ask a model.
+_SERVED_WITH = (
+    *("jinja2", "numpy", "pandas", "peft", "psutil", "pydantic", "pyyaml", "safetensors"),
+    *("scipy", "torch", "transformers"),
+)
 _TOP_FILES = (
     "spec.resolved.yaml",
     "manifest.json",
@@ -38,13 +44,6 @@ _TOP_FILES = (
     "emergence.json",
     "report.html",
 )
-
-
-def tracking_uri(root: Path) -> str:
-    """The tracking server named by MLFLOW_TRACKING_URI, or an SQLite file beside the run."""
-    if named := os.environ.get("MLFLOW_TRACKING_URI"):
-        return named
-    return f"sqlite:///{root.absolute().parent / 'mlflow.db'}"
 
 
 def connect(root: Path) -> MlflowClient:
@@ -57,8 +56,8 @@ def connect(root: Path) -> MlflowClient:
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     try:
-        if uri.startswith("sqlite:///"):
-            with explain_disk_errors(root), FileLock(f"{uri.removeprefix('sqlite:///')}.lock"):
+        if uri.startswith(SQLITE):
+            with explain_disk_errors(root), FileLock(f"{uri.removeprefix(SQLITE)}.lock"):
                 client = MlflowClient(uri, uri)
                 client.search_experiments(max_results=1)
             return client
@@ -66,8 +65,8 @@ def connect(root: Path) -> MlflowClient:
         client.search_experiments(max_results=1)
     except MlflowException as error:
         raise InputError(
-            f"the MLflow store {uri} cannot be used: {error}. Check MLFLOW_TRACKING_URI, or run"
-            " with --no-track"
+            f"the MLflow store {without_password(uri)} cannot be used: {error}. Check"
+            " MLFLOW_TRACKING_URI, or run with --no-track"
         ) from error
     return client
 
@@ -76,8 +75,8 @@ def connect(root: Path) -> MlflowClient:
 def open_experiment(spec: ExperimentSpec, root: Path, curated: Stage) -> dict[str, Any]:
     """Start the parent run, or take up the one this run directory already has."""
     client = connect(root)
-    record = read_record(root)
-    if record and record["uri"] == tracking_uri(root) and _exists(client, record["parent"]):
+    record, uri = read_record(root), without_password(tracking_uri(root))
+    if record and record["uri"] == uri and _exists(client, record["parent"]):
         client.update_run(record["parent"], status="RUNNING")
         return record
     experiment_id = _experiment_id(client, spec.name, root)
@@ -86,7 +85,7 @@ def open_experiment(spec: ExperimentSpec, root: Path, curated: Stage) -> dict[st
     client.log_artifact(run.info.run_id, str(root / "spec.resolved.yaml"))
     client.log_inputs(run.info.run_id, list(_datasets(curated)))
     record = {
-        "uri": tracking_uri(root),
+        "uri": uri,
         "experiment_id": experiment_id,
         "parent": run.info.run_id,
         "cells": {},
@@ -101,15 +100,16 @@ def track_cells(
 ) -> dict[str, str]:
     """Record each finished cell as a child run, once; returns the run id of every cell."""
     client = connect(root)
-    known = {(cell, entry["evaluated"]): entry["run_id"] for cell, entry in record["cells"].items()}
+    record = read_record(root) or record
+    known = _recorded(client, record)
     cells = {}
     for outcome in outcomes:
         key = (outcome.cell.name, outcome.evaluated.fingerprint)
         run_id = known.get(key) or _track_cell(client, record, outcome)
-        cells[outcome.cell.name] = {"run_id": run_id, "evaluated": key[1]}
-        write_json(root / _RECORD, {**record, "cells": {**record["cells"], **cells}})
+        cells[outcome.cell.name] = run_id
+    write_json(root / _RECORD, {**record, "cells": cells})
     get_run_logger().info("%d child runs, %d of them new", len(cells), len(cells) - len(known))
-    return {name: entry["run_id"] for name, entry in cells.items()}
+    return cells
 
 
 @task(name="register", cache_policy=NO_CACHE, retries=1, retry_delay_seconds=5)
@@ -155,11 +155,12 @@ def register_best(
     assert best.trained is not None
     name = f"{spec.name}-{spec.task.name}"
     identity = best.trained.fingerprint
-    for version in _versions(client, name):
-        if version.tags.get("tell.train_fingerprint") == identity:
-            return f"models:/{name}/{version.version}"
+    for known in _versions(client, name):
+        if known.tags.get("tell.train_fingerprint") == identity:
+            client.set_registered_model_alias(name, "challenger", known.version)
+            return f"models:/{name}/{known.version}"
     info = _log_model(spec, root, record["parent"], curated, best)
-    version = mlflow.register_model(
+    registered = mlflow.register_model(
         info.model_uri,
         name,
         tags={
@@ -168,8 +169,8 @@ def register_best(
             "tell.dev_loss": f"{_dev_loss(best):.6f}",
         },
     )
-    client.set_registered_model_alias(name, "challenger", version.version)
-    return f"models:/{name}/{version.version}"
+    client.set_registered_model_alias(name, "challenger", registered.version)
+    return f"models:/{name}/{registered.version}"
 
 
 def run_url(record: Mapping[str, Any]) -> str | None:
@@ -187,16 +188,38 @@ def read_record(root: Path) -> dict[str, Any] | None:
 
 
 def fail_experiment(root: Path) -> None:
-    """Mark the parent run as failed."""
-    if record := read_record(root):
-        connect(root).set_terminated(record["parent"], "FAILED")
+    """Mark the parent run as failed; when that fails too, the first failure is the one to tell."""
+    try:
+        if record := read_record(root):
+            connect(root).set_terminated(record["parent"], "FAILED")
+    except (TellError, MlflowException) as error:
+        get_run_logger().warning("the MLflow run could not be marked as failed: %s", error)
+
+
+def _recorded(client: MlflowClient, record: Mapping[str, Any]) -> dict[tuple[str, str], str]:
+    """Run ids of finished children by cell and evaluation; what an interruption left is ended."""
+    found = {}
+    parent = f"tags.{MLFLOW_PARENT_RUN_ID} = '{record['parent']}'"
+    token = None
+    while True:
+        page = client.search_runs(
+            [record["experiment_id"]], parent, max_results=_BATCH, page_token=token
+        )
+        for run in page:
+            if run.info.status == "FINISHED":
+                key = (run.info.run_name, run.data.tags.get("tell.evaluate_fingerprint", ""))
+                found[key] = run.info.run_id
+            elif run.info.status == "RUNNING":
+                client.set_terminated(run.info.run_id, "KILLED")
+        if not (token := page.token):
+            return found
 
 
 def _experiment_id(client: MlflowClient, name: str, root: Path) -> str:
     if found := client.get_experiment_by_name(name):
         return str(found.experiment_id)
     location = None
-    if tracking_uri(root).startswith("sqlite:///"):
+    if tracking_uri(root).startswith(SQLITE):
         location = (root.absolute().parent / "mlartifacts" / name).as_uri()
     try:
         return str(client.create_experiment(name, artifact_location=location))
@@ -349,7 +372,7 @@ def _log_model(
             },
             code_paths=[str(_LIBRARY)],
             model_config=_serving_config(spec, best),
-            pip_requirements=["torch", "transformers", "peft", "safetensors", "pydantic", "pyyaml"],
+            pip_requirements=[f"{name}=={installed(name)}" for name in _SERVED_WITH],
             signature=_signature(),
             input_example={"prompt": ["…"]},
         )
@@ -360,11 +383,12 @@ def _serving_config(spec: ExperimentSpec, best: CellOutcome) -> dict[str, Any]:
     return {
         "base_model": str(path.absolute()) if path.is_dir() else spec.model.id,
         "base_revision": spec.model.revision,
+        "dtype": spec.model.dtype,
         "arm": best.cell.arm,
         "anchor_seed": best.cell.seed,
         "max_new_tokens": spec.evaluation.max_new_tokens,
         "batch_size": spec.evaluation.batch_size,
-        "chat_template": spec.model.chat_template,
+        "chat_template": renderer_of(spec).chat_template,
     }
 
 

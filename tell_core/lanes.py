@@ -27,7 +27,26 @@ T = TypeVar("T")
 STOP_SECONDS = 8.0
 _POLL_SECONDS = 0.5
 
-_pool: ProcessPoolExecutor | None = None
+
+class _Lanes:
+    """The open worker processes.
+
+    Attributes:
+        pool: Hands work to them.
+        groups: Process ids of the lanes that have started, each also the id of its group.
+        is_stopped: Whether they were asked to end; nothing may be handed to them any more.
+    """
+
+    def __init__(self, count: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.groups = context.SimpleQueue()
+        self.is_stopped = False
+        self.pool = ProcessPoolExecutor(
+            count, mp_context=context, initializer=_enter_lane, initargs=(self.groups,)
+        )
+
+
+_lanes: _Lanes | None = None
 
 
 class ProgressFile:
@@ -58,24 +77,29 @@ class ProgressFile:
 
 
 @contextmanager
-def open_lanes(num_lanes: int) -> Iterator[None]:
-    """Have ``num_lanes`` worker processes while the block runs; none of them outlives it."""
-    global _pool
-    context = multiprocessing.get_context("spawn")
-    members = context.SimpleQueue()
-    owner = ProcessPoolExecutor(
-        num_lanes, mp_context=context, initializer=_enter_lane, initargs=(members,)
-    )
-    _pool = owner
+def open_lanes(count: int) -> Iterator[None]:
+    """Have ``count`` worker processes while the block runs; none of them outlives it."""
+    global _lanes
+    opened = _lanes = _Lanes(count)
     try:
         yield
     except BaseException:
-        _pool = None
-        _stop(members)
+        stop_lanes()
         raise
     finally:
-        _pool = None
-        owner.shutdown(wait=True, cancel_futures=True)
+        opened.pool.shutdown(wait=True, cancel_futures=True)
+        _lanes = None
+
+
+def stop_lanes() -> None:
+    """End the open lanes: ask them for a checkpoint, wait for it, then kill what is left.
+
+    Whoever waits in `in_lane` gets an error at once, so this must come before threads are joined.
+    """
+    if _lanes is None or _lanes.is_stopped:
+        return
+    _lanes.is_stopped = True
+    _stop(_lanes.groups)
 
 
 def in_lane(
@@ -91,12 +115,15 @@ def in_lane(
         watch: Called about twice a second while waiting.
 
     Raises:
-        TrainingError: The lane was ended from outside, for instance for lack of memory.
+        TrainingError: The lanes were stopped, or one was ended from outside, for instance for
+            lack of memory.
     """
-    if _pool is None:
+    if _lanes is None:
         return work(*arguments)
     try:
-        future = _pool.submit(work, *arguments)
+        if _lanes.is_stopped:
+            raise BrokenProcessPool
+        future = _lanes.pool.submit(work, *arguments)
         while True:
             try:
                 return future.result(timeout=_POLL_SECONDS)
@@ -106,6 +133,8 @@ def in_lane(
                 if watch:
                     watch()
     except BrokenProcessPool as error:
+        if _lanes is None or _lanes.is_stopped:
+            raise TrainingError("stopped; the same command goes on from here") from error
         raise TrainingError(
             "a worker process was ended from outside, most often for lack of memory. What was"
             " finished is kept: run the same command again to continue; a smaller"
@@ -115,12 +144,13 @@ def in_lane(
 
 
 def num_lanes(threads: int, device: str) -> int:
-    """Trainings side by side: one per GPU where there is one, else CPUs / ``threads``."""
+    """Trainings side by side: one on a GPU, which takes one at a time; else CPUs / ``threads``."""
     import torch
 
     if device != "cpu" and torch.cuda.is_available():
-        return torch.cuda.device_count()
-    return max(1, len(psutil.Process().cpu_affinity() or [0]) // threads)
+        return 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (usable or 1) // threads)
 
 
 def _enter_lane(members: Any) -> None:
@@ -138,19 +168,20 @@ def _end_with_parent() -> None:
 
 
 def _stop(members: Any) -> None:
-    """Ask every lane's group to stop, wait for their checkpoints, then end what is left."""
     groups = []
     while not members.empty():
         groups.append(members.get())
-    for group in groups:
-        with suppress(ProcessLookupError):
-            os.killpg(group, signal.SIGTERM)
+    _signal(groups, signal.SIGTERM)
     deadline = time.monotonic() + STOP_SECONDS
     while time.monotonic() < deadline and any(_runs(group) for group in groups):
         time.sleep(0.1)
+    _signal(groups, signal.SIGKILL)
+
+
+def _signal(groups: list[int], number: int) -> None:
     for group in groups:
         with suppress(ProcessLookupError):
-            os.killpg(group, signal.SIGKILL)
+            os.killpg(group, number)
 
 
 def _runs(pid: int) -> bool:

@@ -9,28 +9,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import pyarrow.parquet as pq
+
+from tell_core.data.corpus import parse_extra
 from tell_core.data.curation import curate, curation_inputs
 from tell_core.data.mixtures import build_cell_inputs
-from tell_core.data.rendering import ChatRenderer
+from tell_core.data.rendering import ChatRenderer, load_chat_template
 from tell_core.errors import StoreError
-from tell_core.evaluation.scoring import evaluate_cell
+from tell_core.evaluation.scoring import check_references, evaluate_cell
 from tell_core.spec.arms import parse_arm
 from tell_core.spec.cells import Cell, tuning_cells
 from tell_core.spec.identity import fingerprint
 from tell_core.spec.model import ExperimentSpec, TrainingSpec
 from tell_core.store import find_stage, read_json, stage_path, write_stage
+from tell_core.training.devices import resolve_device, resolve_precision
+from tell_core.training.identity import training_fields
 from tell_core.training.loop import train_cell
-from tell_core.training.models import load_tokenizer, model_digest, resolve_model
+from tell_core.training.models import context_tokens, load_tokenizer, model_digest, resolve_model
+from tell_core.training.trainer import DivergedError
 
 # Raised by hand when a change of code changes what a stage puts out.
-STAGE_VERSIONS = {"curate": 1, "mix": 1, "train": 1, "evaluate": 1}
-
-# Fields of the training section that change where and how fast, never what is computed.
-_NOT_IDENTITY = {"device", "threads", "checkpoint_seconds", "micro_batch_size", "learning_rate"}
-
+STAGE_VERSIONS = {"curate": 1, "mix": 1, "train": 1, "evaluate": 1, "analyse": 1, "report": 1}
 Progress = Callable[[str, int, int], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,26 @@ def curate_stage(spec: ExperimentSpec, root: Path, on_progress: Progress | None 
     )
 
 
+def check_references_of(spec: ExperimentSpec, curated: Stage) -> None:
+    """Know before anything is trained that every metric can be computed on the test items.
+
+    Raises:
+        InputError: A reference has no answer, or is none of the metric's labels.
+    """
+    columns = pq.read_table(
+        curated.path / "task_test.parquet", columns=["example_id", "response", "extra"]
+    ).to_pylist()
+    rows = [
+        {
+            "item_id": row["example_id"],
+            "reference": row["response"],
+            "extra": parse_extra(row["extra"]),
+        }
+        for row in columns
+    ]
+    check_references(rows, spec.evaluation)
+
+
 def mix_stage(spec: ExperimentSpec, cell: Cell, curated: Stage) -> Stage:
     """Draw a cell's budgets and lay out its mixture, test items and probe set."""
     evaluation = spec.evaluation
@@ -111,8 +134,8 @@ def mix_stage(spec: ExperimentSpec, cell: Cell, curated: Stage) -> Stage:
         "mix",
         curated.fingerprint,
         [cell.arm, cell.task_budget_tokens, cell.general_budget_tokens, cell.seed],
-        [spec.training.epochs, spec.training.batch_size],
-        [evaluation.max_items, evaluation.probe_items, evaluation.probe_general_items],
+        [spec.training.epochs, spec.training.min_steps, spec.training.batch_size],
+        evaluation.max_items,
         evaluation.num_shots if parse_arm(cell.arm).has_shots else None,
         {source.name: source.weight for source in spec.general},
     )
@@ -120,7 +143,9 @@ def mix_stage(spec: ExperimentSpec, cell: Cell, curated: Stage) -> Stage:
         curated.root,
         "mix",
         identity,
-        lambda out: build_cell_inputs(spec, cell, curated.path, renderer_of(spec), out),
+        lambda out: build_cell_inputs(
+            spec, cell, curated.path, renderer_of(spec), out, context_tokens=context_of(spec)
+        ),
     )
 
 
@@ -130,9 +155,8 @@ def train_fingerprint(spec: ExperimentSpec, mixed: Stage, learning_rate: float) 
         "train",
         mixed.fingerprint,
         base_digest(spec.model.id, spec.model.revision),
-        spec.model.dtype,
-        spec.training.model_dump(exclude=_NOT_IDENTITY),
-        learning_rate,
+        number_format(spec),
+        training_fields(with_learning_rate(spec.training, learning_rate)),
     )
 
 
@@ -166,8 +190,8 @@ def train_stage(
 def evaluate_fingerprint(spec: ExperimentSpec, mixed: Stage, trained: Stage | None) -> str:
     """Identity of an evaluation: its items, its weights and how answers are scored."""
     base = base_digest(spec.model.id, spec.model.revision)
-    weights = trained.fingerprint if trained else [base, spec.model.dtype]
-    scoring = spec.evaluation.model_dump(exclude={"batch_size"})
+    weights = trained.fingerprint if trained else [base, number_format(spec)]
+    scoring = spec.evaluation.model_dump(include={"max_new_tokens", "metrics", "parse"})
     return _fingerprint("evaluate", mixed.fingerprint, weights, scoring)
 
 
@@ -211,23 +235,43 @@ def tune(spec: ExperimentSpec, curated: Stage) -> dict[str, Any]:
     table = {}
     for cell in tuning_cells(spec):
         mixed = mix_stage(spec, cell, curated)
-        rates = spec.training.learning_rates
-        table[cell.arm] = compare_learning_rates(
-            cell, [(rate, train_stage(spec, cell, mixed, rate)) for rate in rates]
-        )
+        trainings = [
+            (rate, unless_diverged(train_stage, spec, cell, mixed, rate))
+            for rate in spec.training.learning_rates
+        ]
+        table[cell.arm] = compare_learning_rates(cell, trainings)
     return table
 
 
-def compare_learning_rates(cell: Cell, trainings: Sequence[tuple[float, Stage]]) -> dict[str, Any]:
-    """Choose the learning rate with the lowest dev loss; ties go to the smaller rate."""
-    candidates = [
-        {
-            "learning_rate": rate,
-            "dev_loss": read_json(trained.path / "summary.json")["kept_dev_loss"],
-        }
-        for rate, trained in trainings
-    ]
-    best = min(candidates, key=lambda entry: (entry["dev_loss"], entry["learning_rate"]))
+def unless_diverged(train: Callable[..., T], *arguments: Any) -> T | None:
+    """What ``train(*arguments)`` gives, or None when its learning rate was too high."""
+    try:
+        return train(*arguments)
+    except DivergedError:
+        return None
+
+
+def compare_learning_rates(
+    cell: Cell, trainings: Sequence[tuple[float, Stage | None]]
+) -> dict[str, Any]:
+    """Choose the learning rate with the lowest dev loss; ties go to the smaller rate.
+
+    Args:
+        cell: The cell that was trained with each.
+        trainings: Learning rate and training; None where the training diverged.
+
+    Raises:
+        DivergedError: All of them did.
+    """
+    candidates = [{"learning_rate": rate, "dev_loss": _dev_loss(run)} for rate, run in trainings]
+    usable = [entry for entry in candidates if entry["dev_loss"] is not None]
+    if not usable:
+        raise DivergedError(
+            f"arm {cell.arm}: the loss was not finite with any of the learning rates"
+            f" {', '.join(str(rate) for rate, _ in trainings)}; add smaller ones under"
+            " `training.learning_rate`"
+        )
+    best = min(usable, key=lambda entry: (entry["dev_loss"], entry["learning_rate"]))
     return {
         "cell": cell.name,
         "task_budget_tokens": cell.task_budget_tokens,
@@ -235,6 +279,10 @@ def compare_learning_rates(cell: Cell, trainings: Sequence[tuple[float, Stage]])
         "candidates": candidates,
         "chosen": best["learning_rate"],
     }
+
+
+def _dev_loss(trained: Stage | None) -> float | None:
+    return read_json(trained.path / "summary.json")["kept_dev_loss"] if trained else None
 
 
 def chosen_rate(spec: ExperimentSpec, tuning: dict[str, Any], arm: str) -> float:
@@ -252,9 +300,20 @@ def renderer_of(spec: ExperimentSpec) -> ChatRenderer:
     return _renderer(spec.model.id, spec.model.revision, spec.model.chat_template)
 
 
+def context_of(spec: ExperimentSpec) -> int | None:
+    """Longest sequence the base model takes, in tokens, or None when it does not say."""
+    return context_tokens(spec.model.id, spec.model.revision)
+
+
+def number_format(spec: ExperimentSpec) -> str:
+    """Number format in which weights are kept, settled: "auto" depends on the device."""
+    device = resolve_device(spec.training.device)
+    return resolve_precision(spec.model.dtype, device, spec.training.method).name
+
+
 @lru_cache(maxsize=4)
 def _renderer(model: str, revision: str | None, template_path: str | None) -> ChatRenderer:
-    template = Path(template_path).read_text(encoding="utf-8") if template_path else None
+    template = load_chat_template(template_path)
     return ChatRenderer(load_tokenizer(model, revision), template)
 
 

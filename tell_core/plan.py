@@ -11,11 +11,11 @@ import torch
 from safetensors import safe_open
 
 from tell_core.data.mixtures import plan_cell
-from tell_core.pipeline import Stage, renderer_of
+from tell_core.pipeline import Stage, check_references_of, context_of, renderer_of
 from tell_core.spec.arms import parse_arm
 from tell_core.spec.cells import Cell, plan_cells, tuning_cells
 from tell_core.spec.model import ExperimentSpec
-from tell_core.training.models import resolve_model
+from tell_core.training.models import check_weights, resolve_model
 
 # Training moves 6 floating-point operations per parameter and token: forward 2, backward 4.
 _FLOP_PER_PARAMETER_TOKEN = 6
@@ -62,12 +62,20 @@ class Plan:
 
 
 def make_plan(spec: ExperimentSpec, curated: Stage) -> Plan:
-    """Draw every cell's budgets from the curated data and count; nothing is trained."""
+    """Draw every cell's budgets from the curated data and count; nothing is trained.
+
+    Raises:
+        InputError: A budget holds no example, an example exceeds the model's context, or a
+            reference does not fit a metric.
+    """
+    check_references_of(spec, curated)
     cells = [
         *(_plan(spec, cell, curated, is_tuning=True) for cell in tuning_cells(spec)),
         *(_plan(spec, cell, curated, is_tuning=False) for cell in plan_cells(spec)),
     ]
-    parameters = _num_parameters(resolve_model(spec.model.id, spec.model.revision))
+    directory = resolve_model(spec.model.id, spec.model.revision)
+    check_weights(directory)
+    parameters = _num_parameters(directory)
     tokens = sum(plan.ledger["rendered_tokens"] * plan.num_trainings for plan in cells)
     flop = tokens * parameters * _FLOP_PER_PARAMETER_TOKEN
     return Plan(
@@ -78,7 +86,7 @@ def make_plan(spec: ExperimentSpec, curated: Stage) -> Plan:
 
 
 def _plan(spec: ExperimentSpec, cell: Cell, curated: Stage, *, is_tuning: bool) -> CellPlan:
-    ledger = plan_cell(spec, cell, curated.path, renderer_of(spec))
+    ledger = plan_cell(spec, cell, curated.path, renderer_of(spec), context_of(spec))
     trainings = len(spec.training.learning_rates) if is_tuning else 1
     is_trained = parse_arm(cell.arm).is_trained
     return CellPlan(cell, ledger, trainings if is_trained else 0, is_tuning)

@@ -50,6 +50,7 @@ RESULTS_SCHEMA = pa.schema(
     ]
 )
 FINAL_FILES = (
+    "spec.resolved.yaml",
     "manifest.json",
     "results.parquet",
     "leverage.json",
@@ -57,6 +58,7 @@ FINAL_FILES = (
     "report.html",
 )
 _SEAL = "finished.json"
+_OWNER = "experiment.json"
 _LEDGER_COLUMNS = (
     "task_tokens",
     "general_tokens",
@@ -115,9 +117,9 @@ def open_run(spec: ExperimentSpec, root: Path) -> None:
         StoreError: It cannot be written.
     """
     check_metrics(spec)
-    resolved = root / "spec.resolved.yaml"
-    if resolved.exists():
-        name = read_manifest_name(resolved)
+    owner = root / _OWNER
+    if owner.exists():
+        name = read_json(owner)["experiment"]
         if name != spec.name:
             raise InputError(
                 f"{root} holds the experiment {name!r}, but this specification is named"
@@ -129,9 +131,13 @@ def open_run(spec: ExperimentSpec, root: Path) -> None:
         )
     with explain_disk_errors(root):
         root.mkdir(parents=True, exist_ok=True)
-    text = dump_spec(spec)
-    if not resolved.exists() or resolved.read_text(encoding="utf-8") != text:
-        write_text(resolved, text)
+    if not owner.exists():
+        write_json(owner, {"experiment": spec.name})
+
+
+def write_spec(spec: ExperimentSpec, root: Path) -> None:
+    """Keep the resolved specification of the run that is about to be made."""
+    write_text(root / "spec.resolved.yaml", dump_spec(spec))
 
 
 def check_metrics(spec: ExperimentSpec) -> None:
@@ -149,28 +155,29 @@ def check_metrics(spec: ExperimentSpec) -> None:
         )
 
 
-def read_manifest_name(resolved: Path) -> str:
-    """The experiment's name in a resolved specification: its first line."""
-    first = resolved.read_text(encoding="utf-8").partition("\n")[0]
-    return first.removeprefix("name:").strip().strip("'\"")
-
-
 def write_results(
     spec: ExperimentSpec,
     root: Path,
     curated: Stage,
     outcomes: Sequence[CellOutcome],
     tuning: Mapping[str, Any],
-    run_ids: Mapping[str, str],
 ) -> Path:
     """Write results.parquet, predictions/ and manifest.json from the cells' stages."""
-    rows = [row for outcome in outcomes for row in _result_rows(spec, outcome, run_ids)]
+    rows = [row for outcome in outcomes for row in _result_rows(spec, outcome)]
     write_parquet(pa.Table.from_pylist(rows, schema=RESULTS_SCHEMA), root / "results.parquet")
     for outcome in outcomes:
         _write_predictions(outcome, root / "predictions" / f"{outcome.cell.name}.parquet")
     _drop_stale_predictions(root, {outcome.cell.name for outcome in outcomes})
     write_json(root / "manifest.json", _manifest(spec, curated, outcomes, tuning))
     return root / "results.parquet"
+
+
+def note_runs(root: Path, run_ids: Mapping[str, str]) -> None:
+    """Write each cell's MLflow run id into results.parquet."""
+    rows = pq.read_table(root / "results.parquet").to_pylist()
+    for row in rows:
+        row["mlflow_run_id"] = run_ids.get(row["cell"])
+    write_parquet(pa.Table.from_pylist(rows, schema=RESULTS_SCHEMA), root / "results.parquet")
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:
@@ -212,9 +219,7 @@ def _view(connection: Any, name: str, path: Path) -> None:
     )
 
 
-def _result_rows(
-    spec: ExperimentSpec, outcome: CellOutcome, run_ids: Mapping[str, str]
-) -> list[dict[str, Any]]:
+def _result_rows(spec: ExperimentSpec, outcome: CellOutcome) -> list[dict[str, Any]]:
     cell = outcome.cell
     ledger = read_json(outcome.mixed.path / "ledger.json")
     training = read_json(outcome.trained.path / "summary.json") if outcome.trained else {}
@@ -225,7 +230,7 @@ def _result_rows(
         "task_budget_tokens": cell.task_budget_tokens,
         "general_budget_tokens": cell.general_budget_tokens,
         "seed": cell.seed,
-        "mlflow_run_id": run_ids.get(cell.name),
+        "mlflow_run_id": None,
         **{name: ledger.get(name) for name in _LEDGER_COLUMNS},
         **{name: training.get(name) for name in _TRAINING_COLUMNS},
     }
@@ -341,7 +346,7 @@ def seal_run(
     curated: Stage,
     outcomes: Sequence[CellOutcome],
     *,
-    is_tracked: bool,
+    tracked_at: str | None,
 ) -> None:
     """Note that the run is finished, with what it was made from and what it consists of."""
     stages = [curated]
@@ -350,14 +355,14 @@ def seal_run(
         stages += [outcome.trained] if outcome.trained else []
     seal = {
         "identity": run_identity(spec),
-        "is_tracked": is_tracked,
+        "tracked_at": tracked_at,
         "stages": sorted({stage.path.name for stage in stages}),
         "files": {name: file_digest(root / name) for name in FINAL_FILES},
     }
     write_json(root / _SEAL, seal)
 
 
-def is_finished(spec: ExperimentSpec, root: Path, *, is_tracked: bool) -> bool:
+def is_finished(spec: ExperimentSpec, root: Path, *, tracked_at: str | None) -> bool:
     """Whether a run of exactly this specification on exactly these data lies there, whole.
 
     Raises:
@@ -367,7 +372,7 @@ def is_finished(spec: ExperimentSpec, root: Path, *, is_tracked: bool) -> bool:
     if not (root / _SEAL).exists():
         return False
     seal = read_json(root / _SEAL)
-    if seal["identity"] != identity or (is_tracked and not seal["is_tracked"]):
+    if seal["identity"] != identity or (tracked_at and seal["tracked_at"] != tracked_at):
         return False
     files = (root / name for name in FINAL_FILES)
     if not all(path.exists() and file_digest(path) == seal["files"][path.name] for path in files):

@@ -9,6 +9,7 @@ files differ from it, does not count as finished.
 import errno
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -16,10 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from tell_core.errors import StoreError
 from tell_core.spec.identity import file_digest
 
 MARKER = "_SUCCESS"
+# No space, over quota, over the size limit of a file, read-only, not permitted.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
 def stage_path(root: Path, stage: str, fp: str) -> Path:
@@ -72,18 +77,31 @@ def write_stage(root: Path, stage: str, fp: str, *, resume: bool = False) -> Ite
 
 @contextmanager
 def explain_disk_errors(path: Path) -> Iterator[None]:
-    """Turn "no space", "read-only" and "permission denied" into a StoreError with the mend."""
+    """Turn "no space", "read-only", "permission denied" and such into a StoreError with the mend.
+
+    Args:
+        path: What is written; named where the error names no file.
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            free = shutil.disk_usage(_existing_parent(path)).free
-            raise StoreError(
-                f"cannot write {error.filename or path}: {error.strerror}; {free / 1e9:.1f} GB are"
-                " free there. Finished stages are intact: free some space or choose another"
-                " --out, then run the same command again."
-            ) from error
-        raise
+    except (OSError, SafetensorError) as error:
+        number = _error_number(error)
+        if number not in _DISK_ERRORS:
+            raise
+        free = shutil.disk_usage(_existing_parent(path)).free
+        raise StoreError(
+            f"cannot write {getattr(error, 'filename', None) or path}: {os.strerror(number)};"
+            f" {free / 1e9:.1f} GB are free there. Finished stages are intact: free some space or"
+            " choose another --out, then run the same command again."
+        ) from error
+
+
+def _error_number(error: OSError | SafetensorError) -> int | None:
+    """The operating system's error number; safetensors writes it as "(os error 28)"."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 def write_text(path: Path, text: str) -> None:

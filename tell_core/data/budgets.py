@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
+import numpy.typing as npt
 
 from tell_core.data.encoding import IntArray
 from tell_core.data.seeding import seeded_generator
@@ -91,7 +92,7 @@ def split_budget(
 
 def select_from_sources(
     token_counts: IntArray,
-    source_names: Sequence[str],
+    source_names: Sequence[str] | npt.NDArray[np.str_],
     weights: dict[str, float],
     budget: int,
     seed: int,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -45,9 +46,9 @@ class Corpus:
         return self._numbers("num_response_tokens")
 
     @cached_property
-    def sources(self) -> list[str]:
-        """Length N. Name of each example's source."""
-        return self._column("source")
+    def sources(self) -> npt.NDArray[np.str_]:
+        """Shape (N,). Name of each example's source."""
+        return np.asarray(self._column("source"), dtype=np.str_)
 
     @cached_property
     def example_ids(self) -> list[str]:
@@ -62,6 +63,11 @@ class Corpus:
         """``columns`` of ``rows``, in that order."""
         records: list[dict[str, Any]] = self._take(rows, columns).to_pylist()
         return records
+
+    def places(self, rows: IntArray) -> list[str]:
+        """File and line of each of ``rows``, for messages."""
+        records = self.records(rows, ("file", "line")) if len(rows) else []
+        return [f"{record['file']}, line {record['line']}" for record in records]
 
     def encoded(self, rows: IntArray, *, is_task: bool) -> EncodedExamples:
         """The examples of ``rows`` as tokens, rendered without the anchor."""

@@ -1,7 +1,8 @@
 """Curation: from sources to clean corpora, everything set aside accounted for.
 
-Read, remove the task's constant prefix, remove duplicates and overlap with the test set, render and
-count tokens, set aside what is too long, carve out dev and held-out examples, write.
+Read, remove the task's constant prefix, remove duplicates and what stands in more than one of test,
+dev, task and general data, render and count tokens, set aside what is too long, carve out dev and
+held-out examples, write.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tell_core.data.anchors import Anchor, apply_anchor, resolve_anchor, with_num_tokens
 from tell_core.data.corpus import example_from_row, parse_extra
-from tell_core.data.overlap import find_overlap
+from tell_core.data.overlap import find_overlap, index_prompts
 from tell_core.data.profile import profile_source
 from tell_core.data.reading import Layout, read_source
 from tell_core.data.rendering import ChatRenderer, Example, load_chat_template
@@ -100,11 +101,14 @@ def curate(
         _identify(connection)
         if spec.curation.drop_duplicates:
             _reject_duplicates(connection)
-        find_overlap(connection, anchor.own_instruction, drop=spec.curation.drop_test_overlap)
+        index_prompts(connection, anchor.own_instruction)
+        find_overlap(connection, drop=spec.curation.drop_overlap)
         _encode(connection, renderer, anchor, report)
         _reject_too_long(connection, spec.curation.max_tokens)
         _require_parts(connection, sources)
         _carve(connection, spec)
+        find_overlap(connection, drop=spec.curation.drop_overlap)  # of train with carved dev items
+        _require_parts(connection, sources)
         report("write", 0, 1)
         _write(connection, out)
         profile = _profile(connection, sources, layouts, renderer)
@@ -342,8 +346,8 @@ def _write(connection: duckdb.DuckDBPyConnection, out: Path) -> None:
     )
     _copy(
         connection,
-        "select name as source, file, line, example_id, test_source, test_line, matched, text,"
-        " dropped from overlap join sources using (source_id) order by id",
+        "select name as source, file, line, example_id, against, matched_source, matched_line,"
+        " matched, text, dropped from overlap join sources using (source_id) order by id",
         out / "overlap.parquet",
     )
 

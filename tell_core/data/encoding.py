@@ -125,7 +125,9 @@ class Mixture:
         return cls(examples, arrays["order"])
 
 
-def from_lists(examples: Sequence[tuple[Sequence[int], int]], is_task: bool) -> EncodedExamples:
+def from_lists(
+    examples: Sequence[tuple[Sequence[int] | IntArray, int]], is_task: bool
+) -> EncodedExamples:
     """Flatten ``(token ids, response start)`` pairs, all of one role."""
     ids = [np.asarray(tokens, dtype=np.int32) for tokens, _ in examples]
     return EncodedExamples(

@@ -15,21 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from tell_core.data.anchors import Anchor, apply_anchor, random_anchor
 from tell_core.data.budgets import choice_order, select_from_sources, select_within_budget
 from tell_core.data.corpus import Corpus, parse_extra
-from tell_core.data.encoding import (
-    EncodedExamples,
-    IntArray,
-    Mixture,
-    concatenate,
-    from_lists,
-)
-from tell_core.data.orders import build_order, repeated_order, shuffle_proof
-from tell_core.data.rendering import ChatRenderer, Example, label_mask_pieces, with_shots
+from tell_core.data.encoding import EncodedExamples, IntArray, Mixture, concatenate
+from tell_core.data.orders import build_order, num_passes, repeated_order, shuffle_proof
+from tell_core.data.pools import Look, Pools, open_pools
+from tell_core.data.rendering import ChatRenderer, label_mask_pieces
 from tell_core.data.seeding import choose_rows
 from tell_core.errors import DataError
-from tell_core.spec.arms import Arm, TaskAnchor, parse_arm
+from tell_core.spec.arms import Arm, parse_arm
 from tell_core.spec.cells import Cell
 from tell_core.spec.model import ExperimentSpec
 from tell_core.store import write_json, write_text
@@ -40,22 +34,34 @@ _NUM_SAMPLES = 2
 _MAX_LISTED = 5
 
 
-def plan_cell(spec: ExperimentSpec, cell: Cell, curated: Path, renderer: ChatRenderer) -> Ledger:
+def plan_cell(
+    spec: ExperimentSpec,
+    cell: Cell,
+    curated: Path,
+    renderer: ChatRenderer,
+    context_tokens: int | None = None,
+) -> Ledger:
     """The token ledger of a cell, exactly, without writing anything.
+
+    Corpora read and examples rendered are kept for further cells of the same process.
 
     Args:
         spec: The experiment.
         cell: The cell.
         curated: Directory written by `curate`.
         renderer: Renderer of the base model.
+        context_tokens: Longest sequence the base model takes; None leaves it unchecked.
 
     Returns:
         The content of ``ledger.json``.
 
     Raises:
         TokenBudgetError: A budget holds no example.
+        DataError: Test or probe examples exceed the model's context, listed.
     """
-    return _CellData(spec, cell, curated, renderer).ledger()
+    data = _CellData(spec, cell, open_pools(curated, renderer))
+    _require_context(data, context_tokens)
+    return data.ledger()
 
 
 def build_cell_inputs(
@@ -65,6 +71,7 @@ def build_cell_inputs(
     renderer: ChatRenderer,
     out: Path,
     num_steps: int | None = None,
+    context_tokens: int | None = None,
 ) -> Ledger:
     """Write everything that training and evaluating one cell reads.
 
@@ -77,21 +84,23 @@ def build_cell_inputs(
             ``probe.safetensors``, ``test.safetensors`` and the JSON files beside them.
         num_steps: Optimiser steps of an arm that repeats its task data; None takes those of
             `tell` at the same budgets and seed.
+        context_tokens: Longest sequence the base model takes; None leaves it unchecked.
 
     Returns:
         The content of ``ledger.json``.
 
     Raises:
         TokenBudgetError: A budget holds no example.
-        DataError: Examples without a supervised token, listed.
+        DataError: Examples have no supervised token, or test or probe examples exceed the
+            model's context; they are listed.
     """
-    data = _CellData(spec, cell, curated, renderer, num_steps)
+    data = _CellData(spec, cell, open_pools(curated, renderer), num_steps)
+    _require_context(data, context_tokens)
     ledger = data.ledger()
     mixture = data.mixture() if data.arm.is_trained else None
     if mixture is not None:
         _write_mixture(mixture, out)
-    _write_test(data, out)
-    _write_probe(data, out)
+    _write_items(data, out)
     _write_samples(mixture, data, out)
     write_json(out / "ledger.json", ledger)
     return ledger
@@ -103,8 +112,7 @@ class _CellData:
 
     spec: ExperimentSpec
     cell: Cell
-    curated: Path
-    renderer: ChatRenderer
+    pools: Pools
     num_steps: int | None = None
 
     @cached_property
@@ -112,22 +120,27 @@ class _CellData:
         return parse_arm(self.cell.arm)
 
     @cached_property
-    def anchor(self) -> Anchor:
-        return Anchor.load(self.curated / "anchor.json")
-
-    @cached_property
-    def random_text(self) -> str:
+    def look(self) -> Look:
+        """What the arm sees on task prompts, in training and at evaluation."""
         if self.arm.task_anchor != "random":
-            return ""
-        return random_anchor(self.renderer.tokenizer, self.anchor.num_tokens, self.cell.seed)
+            return Look(self.arm.task_anchor)
+        return Look("random", self.pools.random_text(self.cell.seed))
 
     @cached_property
+    def item_look(self) -> Look:
+        """What it sees on prompts that it has to answer: solved examples too, if it has shots."""
+        if not self.arm.has_shots:
+            return self.look
+        shots = self.pools.seen("task_train", self.task_rows, self.look)
+        return self.look._replace(shots=tuple(shots))
+
+    @property
     def task_pool(self) -> Corpus:
-        return Corpus(self.curated / "task_train.parquet")
+        return self.pools.corpus("task_train")
 
-    @cached_property
+    @property
     def general_pool(self) -> Corpus:
-        return Corpus(self.curated / "general.parquet")
+        return self.pools.corpus("general")
 
     @cached_property
     def task_rows(self) -> IntArray:
@@ -171,7 +184,7 @@ class _CellData:
             self.arm.order,
             num_task,
             num_general,
-            self.spec.training.epochs,
+            self._num_passes(num_task + num_general),
             self.cell.seed,
             self.arm.num_blocks,
         )
@@ -181,38 +194,40 @@ class _CellData:
         if self.num_steps is not None:
             return self.num_steps * self.spec.training.batch_size
         num_mixture = len(self.task_rows) + len(self.budget_general_rows)
-        return self.spec.training.epochs * num_mixture
+        return self._num_passes(num_mixture) * num_mixture
 
-    def as_seen(self, examples: Sequence[Example], kind: TaskAnchor) -> list[Example]:
-        """Examples with instruction or anchor prompt on them, as the arm sees them."""
-        seen = []
-        for example in examples:
-            system, prompt = apply_anchor(
-                kind, self.anchor, example.prompt, example.system, self.random_text
-            )
-            seen.append(example._replace(system=system, prompt=prompt))
-        return seen
-
-    def task_examples(self, pool: Corpus, rows: IntArray) -> list[Example]:
-        """Task examples as the arm sees them."""
-        return self.as_seen(pool.examples(rows), self.arm.task_anchor)
-
-    @cached_property
-    def shots(self) -> list[Example]:
-        """Solved examples that stand in every test prompt."""
-        return self.task_examples(self.task_pool, self.task_rows) if self.arm.has_shots else []
+    def _num_passes(self, num_examples: int) -> int:
+        training = self.spec.training
+        return num_passes(num_examples, training.epochs, training.batch_size, training.min_steps)
 
     @cached_property
     def encoded_task(self) -> EncodedExamples:
         """The chosen task examples as the arm sees them."""
-        examples = self.task_examples(self.task_pool, self.task_rows)
-        return from_lists(self.renderer.encode(examples), is_task=True)
+        return self.pools.encoded("task_train", self.task_rows, self.look, is_task=True)
 
     @cached_property
     def encoded_anchored_general(self) -> EncodedExamples:
         """The chosen general examples with the anchor prompt on them."""
-        examples = self.as_seen(self.general_pool.examples(self.general_rows), "anchor")
-        return from_lists(self.renderer.encode(examples), is_task=False)
+        return self.pools.encoded("general", self.general_rows, Look("anchor"), is_task=False)
+
+    @cached_property
+    def items(self) -> tuple["_Items", ...]:
+        """Test items and task dev items as the arm sees them, and bare held-out general items.
+
+        They are the same items for every cell.
+        """
+        test, dev, general = map(self.pools.corpus, ("task_test", "task_dev", "general_heldout"))
+        limit, seed = self.spec.evaluation.max_items, self.spec.curation.seed
+        test_rows = choose_rows(test.example_ids, limit, seed, "test items")
+        dev_rows, general_rows = (np.arange(pool.num_examples) for pool in (dev, general))
+        return (
+            _Items("test", test, test_rows, self._encoded_items("task_test", test_rows)),
+            _Items("dev", dev, dev_rows, self._encoded_items("task_dev", dev_rows)),
+            _Items("general", general, general_rows, general.encoded(general_rows, is_task=False)),
+        )
+
+    def _encoded_items(self, part: str, rows: IntArray) -> EncodedExamples:
+        return self.pools.encoded(part, rows, self.item_look, is_task=True)
 
     def mixture(self) -> Mixture:
         """Task examples, then general ones, and the order over them."""
@@ -221,18 +236,21 @@ class _CellData:
         else:
             general = self.general_pool.encoded(self.general_rows, is_task=False)
         examples = concatenate([self.encoded_task, general])
-        _require_supervised(examples, self._names())
+        self._require_supervised(examples)
         return Mixture(examples, self.order)
 
-    def _names(self) -> list[str]:
-        """Source and line of every example of the mixture."""
-        parts = ((self.task_pool, self.task_rows), (self.general_pool, self.general_rows))
-        return [
-            f"{record['file']}, line {record['line']}"
-            for pool, rows in parts
-            if len(rows)
-            for record in pool.records(rows, ("file", "line"))
-        ]
+    def _require_supervised(self, examples: EncodedExamples) -> None:
+        empty = np.flatnonzero(examples.supervised_counts < 1)
+        if not len(empty):
+            return
+        num_task = len(self.task_rows)
+        task = self.task_rows[empty[empty < num_task]]
+        general = self.general_rows[empty[empty >= num_task] - num_task]
+        places = self.task_pool.places(task) + self.general_pool.places(general)
+        raise DataError(
+            f"{len(empty)} examples have no token to learn from (empty response):"
+            f" {'; '.join(places[:_MAX_LISTED])}. Mend or remove those rows."
+        )
 
     def _general_sizes(self) -> tuple[IntArray, IntArray]:
         """Tokens and supervised tokens of each chosen general example as rendered."""
@@ -270,13 +288,58 @@ class _CellData:
         }
 
 
-def _require_supervised(examples: EncodedExamples, names: Sequence[str]) -> None:
-    empty = [name for name, n in zip(names, examples.supervised_counts, strict=True) if n < 1]
-    if empty:
-        shown = "; ".join(empty[:_MAX_LISTED])
+@dataclass(frozen=True)
+class _Items:
+    """Items of one role, for testing or probing.
+
+    Attributes:
+        role: test, dev or general.
+        pool: The corpus they stand in.
+        rows: Shape (N,). Their rows.
+        encoded: Their N examples as the arm sees them.
+    """
+
+    role: str
+    pool: Corpus
+    rows: IntArray
+    encoded: EncodedExamples
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What is known of each item beside its tokens; the prompt is the bare one."""
+        records = self.pool.records(self.rows, ("row", "prompt", "response", "extra"))
+        return [
+            {
+                "item_id": f"{self.role}-{record['row']:05d}",
+                "role": "general" if self.role == "general" else "task",
+                "prompt_digest": _prompt_digest(self.encoded, index),
+                "prompt": record["prompt"],
+                "reference": record["response"],
+                "extra": parse_extra(record["extra"]),
+            }
+            for index, record in enumerate(records)
+        ]
+
+
+def _require_context(data: _CellData, context_tokens: int | None) -> None:
+    """Items, answer included, must fit into the model's context.
+
+    Raises:
+        DataError: Some do not.
+    """
+    if context_tokens is None:
+        return
+    for items in data.items:
+        too_long = np.flatnonzero(items.encoded.lengths > context_tokens)
+        if not len(too_long):
+            continue
+        places = items.pool.places(items.rows[too_long[:_MAX_LISTED]])
+        shots = data.arm.has_shots and items.role != "general"
+        setting = "evaluation.num_shots" if shots else "curation.max_tokens"
         raise DataError(
-            f"{len(empty)} examples have no token to learn from (empty response): {shown}."
-            " Mend or remove those rows."
+            f"{data.cell.name}: {len(too_long)} {items.role} items are longer than the base"
+            f" model's context of {context_tokens} tokens, the longest has"
+            f" {int(items.encoded.lengths.max())}: {'; '.join(places)}. Lower `{setting}`, or take"
+            " a model with a longer context."
         )
 
 
@@ -287,54 +350,13 @@ def _write_mixture(mixture: Mixture, out: Path) -> None:
     write_json(out / "shuffle_proof.json", proof)
 
 
-def _write_test(data: _CellData, out: Path) -> None:
-    """Test items as the arm sees task prompts; the same items for every cell."""
-    pool = Corpus(data.curated / "task_test.parquet")
-    limit, seed = data.spec.evaluation.max_items, data.spec.curation.seed
-    rows = choose_rows(pool.example_ids, limit, seed, "test items")
-    encoded = _encode_items(data, data.task_examples(pool, rows), is_task=True)
-    encoded.save(out / "test.safetensors")
-    _write_lines(out / "items.jsonl", _item_lines(pool, rows, encoded, "test"))
-
-
-def _write_probe(data: _CellData, out: Path) -> None:
-    """Task dev items as the arm sees them, then held-out general items without any anchor."""
-    seed, limits = data.spec.curation.seed, data.spec.evaluation
-    dev = Corpus(data.curated / "task_dev.parquet")
-    heldout = Corpus(data.curated / "general_heldout.parquet")
-    dev_rows = choose_rows(dev.example_ids, limits.probe_items, seed, "probe items")
-    general_rows = choose_rows(heldout.example_ids, limits.probe_general_items, seed, "probe items")
-    task = _encode_items(data, data.task_examples(dev, dev_rows), is_task=True)
-    general = heldout.encoded(general_rows, is_task=False)
-    concatenate([task, general]).save(out / "probe.safetensors")
-    lines = _item_lines(dev, dev_rows, task, "dev")
-    lines += _item_lines(heldout, general_rows, general, "general")
-    _write_lines(out / "probe_items.jsonl", lines)
-
-
-def _encode_items(
-    data: _CellData, examples: Sequence[Example], *, is_task: bool
-) -> EncodedExamples:
-    shown = [with_shots(example, data.shots) for example in examples]
-    return from_lists(data.renderer.encode(shown), is_task=is_task)
-
-
-def _item_lines(
-    pool: Corpus, rows: IntArray, encoded: EncodedExamples, role: str
-) -> list[dict[str, Any]]:
-    """What is known of each item beside its tokens; the prompt is the bare one."""
-    records = pool.records(rows, ("row", "prompt", "response", "extra"))
-    return [
-        {
-            "item_id": f"{role}-{record['row']:05d}",
-            "role": "general" if role == "general" else "task",
-            "prompt_digest": _prompt_digest(encoded, index),
-            "prompt": record["prompt"],
-            "reference": record["response"],
-            "extra": parse_extra(record["extra"]),
-        }
-        for index, record in enumerate(records)
-    ]
+def _write_items(data: _CellData, out: Path) -> None:
+    """Test items; as probe set task dev items, then held-out general items without any anchor."""
+    test, dev, general = data.items
+    test.encoded.save(out / "test.safetensors")
+    _write_lines(out / "items.jsonl", test.lines())
+    concatenate([dev.encoded, general.encoded]).save(out / "probe.safetensors")
+    _write_lines(out / "probe_items.jsonl", dev.lines() + general.lines())
 
 
 def _prompt_digest(encoded: EncodedExamples, index: int) -> str:
@@ -351,7 +373,7 @@ def _write_samples(mixture: Mixture | None, data: _CellData, out: Path) -> None:
         for row in np.flatnonzero(examples.is_task == is_task)[:_NUM_SAMPLES]:
             start = int(examples.response_starts[row])
             pieces = label_mask_pieces(
-                data.renderer.tokenizer, examples.example(row).tolist(), start
+                data.pools.renderer.tokenizer, examples.example(row).tolist(), start
             )
             samples.append({"role": "task" if is_task else "general", "pieces": pieces})
     write_json(out / "samples.json", samples)

@@ -50,6 +50,18 @@ def build_order(
     return np.concatenate(epochs).astype(np.int32)
 
 
+def num_passes(num_examples: int, epochs: int, batch_size: int, min_steps: int) -> int:
+    """Passes over a mixture: ``epochs``, or as many as ``min_steps`` optimiser steps need.
+
+    Args:
+        num_examples: Examples of the mixture, at least 1.
+        epochs: Fewest passes.
+        batch_size: Examples per optimiser step.
+        min_steps: Fewest optimiser steps.
+    """
+    return max(epochs, math.ceil(min_steps * batch_size / num_examples))
+
+
 def repeated_order(num_task: int, num_positions: int, seed: int) -> IntArray:
     """Shuffled epochs of task data alone, repeated and cut off after ``num_positions``.
 

@@ -1,4 +1,4 @@
-"""Overlap: examples whose prompt is also a prompt of the test set."""
+"""Overlap: examples whose prompt is also one of the test set, the dev items or the task."""
 
 import hashlib
 
@@ -15,57 +15,81 @@ def normalised_key(text: str) -> str:
     return hashlib.md5(" ".join(text.casefold().split()).encode()).hexdigest()
 
 
-def find_overlap(
-    connection: duckdb.DuckDBPyConnection, own_instruction: str, *, drop: bool
-) -> None:
-    """Fill the table `overlap`, one row per example that occurs in the test set.
-
-    A training or held-out example matches when its prompt is that of a test item, either bare or
-    with the task's own instruction before it. Case and white space make no difference.
+def index_prompts(connection: duckdb.DuckDBPyConnection, own_instruction: str) -> None:
+    """Make the tables that `find_overlap` needs: `prompt_keys`, and `overlap` without rows.
 
     Args:
         connection: Workspace with bare prompts in `examples`.
-        own_instruction: The constant beginning that was removed from task prompts.
-        drop: Whether matching examples leave `examples` for `rejects`, as ``test_overlap``.
+        own_instruction: The constant beginning that was removed from task prompts; with it they
+            are looked for too.
     """
-    connection.execute(
-        "create table prompt_keys (id bigint, is_test boolean, prompt_key varchar,"
-        " response_key varchar)"
-    )
-    query = "select id, part = 'task_test' as is_test, prompt, response from examples"
+    connection.execute(_TABLES)
+    query = "select id, part like 'task_%' as is_task, prompt, response from examples"
     for rows in stream_batches(connection, query, _BATCH_ROWS):
         insert_table(connection, "prompt_keys", _keys(rows, ""))
-        tests = [row for row in rows if row["is_test"]]
-        if own_instruction and tests:
-            insert_table(connection, "prompt_keys", _keys(tests, own_instruction))
+        task = [row for row in rows if row["is_task"]]
+        if own_instruction and task:
+            insert_table(connection, "prompt_keys", _keys(task, own_instruction))
+
+
+def find_overlap(connection: duckdb.DuckDBPyConnection, *, drop: bool) -> None:
+    """Add to the table `overlap` a row per example that occurs where it must not.
+
+    Every example is looked for in the test set, training and general examples also among the dev
+    items, general ones also in the task's training data; the first of these that has it counts.
+    It matches when its prompt is one of those, either bare or with the task's own instruction
+    before it. Case and white space make no difference. Examples already listed are left out, so
+    that it can be called again once parts have changed.
+
+    Args:
+        connection: Workspace in which `index_prompts` was called.
+        drop: Whether matching examples leave `examples` for `rejects`, as ``test_overlap``,
+            ``dev_overlap`` or ``task_overlap``.
+    """
     connection.execute(_FIND, [REJECT_TEXT_CHARACTERS, drop])
-    connection.execute("drop table prompt_keys")
     if drop:
         connection.execute(_REJECT)
         connection.execute("delete from examples where id in (select id from overlap)")
 
 
+_TABLES = """
+create table prompt_keys (
+    id bigint, is_bare boolean, prompt_key varchar, response_key varchar);
+create table places (part varchar, place integer, reason varchar);
+insert into places values
+    ('task_test', 0, 'test_overlap'), ('task_dev', 1, 'dev_overlap'),
+    ('task_train', 2, 'task_overlap'), ('general', 3, null), ('general_heldout', 3, null);
+create table overlap (
+    id bigint, source_id integer, file varchar, line bigint, example_id varchar, against varchar,
+    matched_file varchar, matched_source varchar, matched_line bigint, matched varchar,
+    text varchar, dropped boolean);
+"""
+
 _FIND = """
-create table overlap as
-select e.id, e.source_id, e.file, e.line, e.example_id, t.file as test_file,
-    tests.name as test_source, t.line as test_line,
-    case when k.response_key = tk.response_key then 'prompt_and_response' else 'prompt' end
+insert into overlap by name
+with placed as (
+    select e.*, p.place, s.name as source from examples e
+        join places p using (part) join sources s using (source_id))
+select e.id, e.source_id, e.file, e.line, e.example_id, m.part as against,
+    m.file as matched_file, m.source as matched_source, m.line as matched_line,
+    case when k.response_key = mk.response_key then 'prompt_and_response' else 'prompt' end
         as matched,
     substring(e.prompt, 1, $1) as text, $2 as dropped
 from prompt_keys k
-    join prompt_keys tk on tk.prompt_key = k.prompt_key and tk.is_test and not k.is_test
-    join examples e on e.id = k.id
-    join examples t on t.id = tk.id
-    join sources tests on tests.source_id = t.source_id
+    join prompt_keys mk on mk.prompt_key = k.prompt_key and k.is_bare and mk.id <> k.id
+    join placed e on e.id = k.id
+    join placed m on m.id = mk.id and m.place < e.place
+where k.id not in (select id from overlap)
 qualify row_number() over (
-    partition by e.id order by k.response_key = tk.response_key desc, t.id) = 1
+    partition by e.id order by m.place, k.response_key = mk.response_key desc, m.id) = 1
 """
 
 _REJECT = """
 insert into rejects by name
-select source_id, file, line, 'test_overlap' as reason,
-    matched || ' of ' || test_file || ', line ' || test_line as detail, text
-from overlap
+select o.source_id, o.file, o.line, p.reason,
+    o.matched || ' of ' || o.matched_file || ', line ' || o.matched_line as detail, o.text
+from overlap o join places p on p.part = o.against
+where o.id in (select id from examples)
 """
 
 
@@ -73,7 +97,7 @@ def _keys(rows: list[dict[str, object]], instruction: str) -> pa.Table:
     return pa.table(
         {
             "id": [row["id"] for row in rows],
-            "is_test": [row["is_test"] for row in rows],
+            "is_bare": [not instruction] * len(rows),
             "prompt_key": [normalised_key(f"{instruction}{row['prompt']}") for row in rows],
             "response_key": [normalised_key(str(row["response"])) for row in rows],
         }

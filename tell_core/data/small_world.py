@@ -74,6 +74,9 @@ CHAT_TEMPLATE = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}"
 )
+INITIALIZER_RANGE = 0.07
+"""With the usual 0.02 a model this narrow stays on its first plateau for over 1500 steps."""
+
 _WORD_PATTERN = r'\{"answer":"|"\}|: | ?[a-z]+|.|\s'
 
 
@@ -81,7 +84,7 @@ _WORD_PATTERN = r'\{"answer":"|"\}|: | ?[a-z]+|.|\s'
 class WorldSize:
     """How much of each kind of data there is, and the shape of the base model."""
 
-    num_pretrain: int = 20_000
+    num_pretrain: int = 16_000
     """Single-skill examples on which the base model is trained."""
     num_general: int = 3_000
     """Examples of general data."""
@@ -102,7 +105,7 @@ class WorldSize:
     """Share of pre-training and general examples answered as JSON."""
     hidden_size: int = 96
     """Width of the base model."""
-    num_layers: int = 4
+    num_layers: int = 3
     """Number of transformer layers of the base model."""
     num_heads: int = 4
     """Number of attention heads of the base model."""
@@ -352,6 +355,7 @@ def write_base_init(directory: Path, size: WorldSize) -> None:
         num_key_value_heads=size.num_heads,
         max_position_embeddings=128,
         tie_word_embeddings=True,
+        initializer_range=INITIALIZER_RANGE,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from tell_core.data.encoding import EncodedExamples
-from tell_core.errors import EvaluationError
+from tell_core.errors import DataError, EvaluationError
 from tell_core.evaluation.base import Metric, ScoredItem
 from tell_core.evaluation.generation import generate_greedy
 from tell_core.evaluation.likelihood import gold_nll
@@ -38,7 +38,13 @@ from tell_core.training.devices import (
     resolve_device,
     resolve_precision,
 )
-from tell_core.training.models import LoadedModel, detach_adapter, load_model, load_trained
+from tell_core.training.models import (
+    LoadedModel,
+    detach_adapter,
+    full_model,
+    load_model,
+    load_trained,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -130,10 +136,11 @@ def evaluate_cell(
         trained: Directory of the train stage; None evaluates the base model.
         evaluation: Metrics, parsing, batch size and longest answer.
         out: Directory to write into; created when missing.
-        dtype: Number format of the base weights.
+        dtype: Number format, as in training; fully trained weights stay in float32.
         device: Where to compute.
         threads: CPU threads.
-        loaded: The base model when it is in memory already; it is left as it was.
+        loaded: The base model when it is in memory already; it is left as it was. Only its device
+            counts where ``trained`` is a full model, which needs no base.
         on_progress: Called with "generating", "scoring" or "scoring general", items done and
             items in all.
 
@@ -143,18 +150,26 @@ def evaluate_cell(
 
     Raises:
         InputError: A metric is unknown, or does not fit the test data.
+        DataError: An item, its gold response included, does not fit into the model's context.
         ModelError: The model or what was trained cannot be loaded.
-        EvaluationError: ``inputs`` is incomplete, a prompt does not fit the model, memory ran out,
-            or the weights give no finite log-probability.
+        EvaluationError: ``inputs`` is incomplete, memory ran out, or the weights give no finite
+            log-probability.
     """
     metrics = build_metrics(evaluation)
     test, general = load_items(inputs)
-    check_references(test, evaluation.parse, metrics)
+    check_references(test.rows, evaluation)
     place = resolve_device(device) if loaded is None else loaded.model.device
     with exclusive_device(place), cpu_threads(threads):
-        base = loaded or load_model(model_path, revision=revision, dtype=dtype, device=place)
-        autocast = resolve_precision(dtype, place).autocast(place)
-        with _trained_model(base, trained) as model, autocast, _explained_shortage(evaluation):
+        full = full_model(trained) if trained else None
+        if full:
+            base = load_model(str(full), dtype=dtype, device=place, is_full=True)
+        else:
+            base = loaded or load_model(model_path, revision=revision, dtype=dtype, device=place)
+        for items in (test, general):
+            _check_context(items, getattr(base.model.config, "max_position_embeddings", None))
+        adapter = None if full else trained
+        autocast = resolve_precision(dtype, place, "full" if full else "lora").autocast(place)
+        with _adapted(base, adapter) as model, autocast, _explained_shortage(evaluation):
             texts = None
             if any(metric.needs_generation for metric in metrics):
                 texts = _generate(model, base, test.examples, evaluation, on_progress)
@@ -190,14 +205,20 @@ def load_items(inputs: Path) -> tuple[ItemSet, ItemSet]:
     return test, probe.select(np.flatnonzero(~probe.examples.is_task).tolist())
 
 
-def check_references(test: ItemSet, parse: ParseSpec, metrics: Sequence[Metric]) -> None:
+def check_references(rows: Sequence[Mapping[str, Any]], evaluation: EvaluationSpec) -> None:
     """Compute every metric without predictions, which finds references that do not fit it.
 
+    Needs no model and no tokens, so that it can be done before anything is trained.
+
+    Args:
+        rows: Test items as in items.jsonl; ``item_id``, ``reference`` and ``extra`` are read.
+        evaluation: Metrics and parsing.
+
     Raises:
-        InputError: A reference has no answer, or is none of the labels.
+        InputError: A metric is unknown, or a reference has no answer or is none of the labels.
     """
-    items = test.scored(parse, None, np.zeros(len(test.rows)))
-    for metric in metrics:
+    items = [_without_prediction(row, evaluation.parse) for row in rows]
+    for metric in build_metrics(evaluation):
         if metric.items == "test":
             metric.payloads(items)
         column = metric.spec.field
@@ -209,8 +230,34 @@ def check_references(test: ItemSet, parse: ParseSpec, metrics: Sequence[Metric])
             )  # fmt: skip
 
 
+def _without_prediction(row: Mapping[str, Any], parse: ParseSpec) -> ScoredItem:
+    reference = str(row["reference"])
+    return ScoredItem(
+        item_id=str(row["item_id"]),
+        prediction=None,
+        reference=parse_answer(reference, parse),
+        extra=row["extra"],
+        nll=0.0,
+        num_tokens=1,
+        num_bytes=len(reference.encode()),
+    )
+
+
+def _check_context(items: ItemSet, max_tokens: int | None) -> None:
+    """Refuse items that are longer, gold response included, than the model takes."""
+    longer = np.flatnonzero(items.examples.lengths > (max_tokens or np.inf))
+    if len(longer):
+        first = int(longer[0])
+        raise DataError(
+            f"{len(longer)} of {len(items.rows)} items do not fit into the {max_tokens} tokens that"
+            f" the model takes, the first is {items.rows[first]['item_id']} with"
+            f" {int(items.examples.lengths[first])} tokens, gold response included. Lower"
+            " `curation.max_tokens` (with few-shot arms, `evaluation.num_shots`)."
+        )
+
+
 @contextmanager
-def _trained_model(base: LoadedModel, trained: Path | None) -> Iterator[nn.Module]:
+def _adapted(base: LoadedModel, trained: Path | None) -> Iterator[nn.Module]:
     if trained is None:
         yield base.model
         return

@@ -50,6 +50,11 @@ MAX_TEXT = 600
 MAX_SAMPLES = 3
 MAX_SAMPLE_TOKENS = 500
 MAX_LOSS_POINTS = 150
+_PARTS = {"task_test": "test set", "task_dev": "dev items", "task_train": "task training data"}
+_NO_OVERLAP = (
+    "No training example shares its prompt with a test or dev item, and no general example with"
+    " the task's training data."
+)
 
 
 def ledger(run: RunFiles) -> Section:
@@ -66,7 +71,7 @@ def ledger(run: RunFiles) -> Section:
 
 
 def curation(run: RunFiles) -> Section:
-    """Show what was read, kept and set aside, with examples and overlaps with the test data."""
+    """Show what was read, kept and set aside, with examples and overlaps between data sets."""
     title = "What curation set aside"
     if run.profile is None:
         return Section("curation", title, (missing("No profile of the sources was found."),))
@@ -294,29 +299,31 @@ def _rejects(run: RunFiles) -> Block:
 
 def _overlap(run: RunFiles) -> list[Block]:
     if not run.overlap_counts:
-        return [Text("No training example shares its prompt with a test item.", "note")]
+        return [Text(_NO_OVERLAP, "note")]
     counts = tuple(
         (
             Entry(str(row["source"])),
-            Entry(str(row["test_source"])),
+            Entry(_PARTS.get(str(row["against"]), str(row["against"]))),
+            Entry(str(row["matched_source"])),
             Entry(str(row["matched"]).replace("_", " ")),
             Entry(format_count(row["num_examples"])),
             Entry("dropped" if row["dropped"] else "kept"),
         )
         for row in run.overlap_counts
     )
-    columns = ("Source", "Test source", "Matched", "Examples", "What was done")
-    table = Table("Overlap with the test data", columns, counts, frozenset({"Examples"}))
+    columns = ("Source", "Also in", "There in source", "Matched", "Examples", "What was done")
+    table = Table("Overlap with test, dev and task data", columns, counts, frozenset({"Examples"}))
     examples = tuple(_overlap_row(row) for row in run.overlap)
-    names = ("File and line", "Test line", "Matched", "Text")
-    shown = Table("Examples of overlap", names, examples, frozenset({"Test line"}))
+    names = ("File and line", "Also in", "Line there", "Matched", "Text")
+    shown = Table("Examples of overlap", names, examples, frozenset({"Line there"}))
     return [table, Fold("Examples of overlap", (shown,))]
 
 
 def _overlap_row(row: Json) -> tuple[Entry, ...]:
     return (
         Entry(f"{_file_name(row['file'])}:{row['line']}"),
-        Entry(format_count(row["test_line"])),
+        Entry(_PARTS.get(str(row["against"]), str(row["against"]))),
+        Entry(format_count(row["matched_line"])),
         Entry(str(row["matched"]).replace("_", " ")),
         Entry(clip(row["text"], 200)),
     )

@@ -1,5 +1,6 @@
 """Sections that close the report: what its numbers cannot say, and how to make them again."""
 
+from collections import Counter
 from collections.abc import Iterator
 
 from tell_core.report.blocks import (
@@ -27,6 +28,12 @@ from tell_core.report.reading import Json, RunFiles, read_cell_json, read_ledger
 
 FEW_SEEDS = 5
 FEW_ITEMS = 200
+_KEPT_OVERLAP = {
+    "task_test": "that share a prompt with a test item were kept: scores may be too high.",
+    "task_dev": "that share a prompt with a dev item were kept: dev losses may be too low.",
+    "task_train": "of general data that share a prompt with the task's training data were kept: "
+    "arms with general data may train on task data that no budget counts.",
+}
 
 
 def limits(run: RunFiles) -> Section:
@@ -146,14 +153,18 @@ def _bound_limits(run: RunFiles) -> Iterator[str]:
 
 
 def _dev_limits(run: RunFiles) -> Iterator[str]:
-    size = f"{format_count(run.num_dev_examples)} " if run.num_dev_examples else ""
-    tokens = f" ({format_count(run.num_dev_tokens)} tokens)" if run.num_dev_tokens else ""
+    tuning: Json = run.manifest.get("tuning") or {}
+    chosen = ["learning rates"] if tuning else []
     if (run.spec.get("training") or {}).get("keep", "best_dev") == "best_dev":
+        chosen.insert(0, "the checkpoints that are kept")
+    if chosen:
+        size = f"all {format_count(run.num_dev_examples)} " if run.num_dev_examples else ""
+        tokens = f" ({format_count(run.num_dev_tokens)} tokens)" if run.num_dev_tokens else ""
+        what = " and ".join(chosen)
         yield (
-            f"The checkpoint that is kept is chosen on {size}task dev examples{tokens}. They are "
+            f"{what[0].upper()}{what[1:]} are chosen on {size}task dev examples{tokens}. They are "
             "labelled task data which the task budget does not count, for every arm alike."
         )
-    tuning: Json = run.manifest.get("tuning") or {}
     if tuning:
         budgets = {entry.get("task_budget_tokens") for entry in tuning.values()} - {None}
         where = ", ".join(format_count(budget) for budget in budgets)
@@ -185,12 +196,13 @@ def _comparison_limits(run: RunFiles) -> Iterator[str]:
 
 
 def _contamination_limits(run: RunFiles) -> Iterator[str]:
-    kept = sum(int(row["num_examples"]) for row in run.overlap_counts if not row["dropped"])
-    if kept:
-        yield (
-            f"{plural(kept, 'training example')} that share a prompt with a test item were kept: "
-            "scores may be too high."
-        )
+    kept: Counter[str] = Counter()
+    for row in run.overlap_counts:
+        if not row["dropped"]:
+            kept[str(row["against"])] += int(row["num_examples"])
+    for against, consequence in _KEPT_OVERLAP.items():
+        if kept[against]:
+            yield f"{plural(kept[against], 'example')} {consequence}"
     yield (
         "Overlap with the test data is looked for in the training sources only; what the base "
         "model read in pre-training is unknown."

@@ -211,7 +211,7 @@ def _read_rejects(path: Path | None) -> tuple[Json, ...]:
 def _read_overlap_counts(path: Path | None) -> tuple[Json, ...]:
     return rows_of(
         path,
-        "SELECT source, test_source, matched, dropped, count(*) AS num_examples "
+        "SELECT source, against, matched_source, matched, dropped, count(*) AS num_examples "
         "FROM read_parquet(?) GROUP BY ALL ORDER BY ALL",
     )
 
@@ -219,6 +219,6 @@ def _read_overlap_counts(path: Path | None) -> tuple[Json, ...]:
 def _read_overlap(path: Path | None) -> tuple[Json, ...]:
     return rows_of(
         path,
-        "SELECT source, file, line, test_source, test_line, matched, text, dropped "
+        "SELECT source, file, line, against, matched_source, matched_line, matched, text, dropped "
         f"FROM read_parquet(?) ORDER BY source, file, line LIMIT {OVERLAP_EXAMPLES}",
     )

@@ -10,6 +10,8 @@ from tell_core.spec.arms import parse_arm
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 def _as_tuple(value: Any) -> Any:
@@ -77,7 +79,7 @@ class SourceSpec(Section):
 class TaskSpec(Section):
     """The low-resource task."""
 
-    name: str = Field(min_length=1)
+    name: str = Field(pattern=_NAME)
     """Name of the task, for people and for the model registry."""
     train: SourceSpec
     """Task examples from which the task budgets are drawn."""
@@ -85,8 +87,8 @@ class TaskSpec(Section):
     """Test items; never trained on, never used to choose anything."""
     dev: SourceSpec | None = None
     """Items that choose learning rates and checkpoints; by default taken out of `train`."""
-    dev_examples: PositiveInt = 64
-    """Examples set aside from `train` when `dev` is not given."""
+    dev_examples: PositiveInt = 32
+    """Examples set aside from `train` when `dev` is not given; the loss of all is traced."""
 
 
 class CurationSpec(Section):
@@ -94,13 +96,15 @@ class CurationSpec(Section):
 
     max_tokens: PositiveInt = 1024
     """Longest rendered example in tokens, anchor prompt included; longer ones are rejected."""
-    general_heldout_examples: PositiveInt = 64
-    """General examples held out to measure the price paid in general ability."""
+    general_heldout_examples: PositiveInt = 32
+    """General examples held out to measure the price paid in general ability; the loss of all is
+    traced."""
     drop_duplicates: bool = True
     """Whether later exact copies of an example are removed."""
-    drop_test_overlap: bool = True
-    """Whether training examples whose prompt is also a test prompt are removed."""
-    seed: int = 0
+    drop_overlap: bool = True
+    """Whether training examples that also stand in test or dev, and general examples that also
+    stand in the task, are removed."""
+    seed: Seed = 0
     """Seed of the choice of held-out examples."""
 
 
@@ -126,7 +130,7 @@ class AnchorSpec(Section):
 class BudgetSpec(Section):
     """Token budgets. One number or a list each."""
 
-    task_tokens: Budgets
+    task_tokens: Annotated[Budgets, Field(min_length=1)]
     """Upper bounds on task tokens, counted before the anchor prompt is added."""
     general_tokens: Budgets = ()
     """Upper bounds on general tokens."""
@@ -144,10 +148,12 @@ class TrainingSpec(Section):
 
     method: Literal["lora", "full"] = "lora"
     """Low-rank adapters (peft) or all weights."""
-    learning_rate: PositiveFloat | tuple[PositiveFloat, ...] = 2e-4
+    learning_rate: PositiveFloat | Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = 2e-4
     """Peak learning rate; several: each arm gets the one with the best dev loss (tuning)."""
     epochs: PositiveInt = 3
     """Passes over the mixture."""
+    min_steps: Annotated[int, Field(ge=0)] = 50
+    """Fewest optimiser steps: an arm with too little data for them makes more passes over it."""
     batch_size: PositiveInt = 16
     """Examples per optimiser step."""
     micro_batch_size: PositiveInt | None = None
@@ -197,7 +203,7 @@ class TuningSpec(Section):
 
     task_tokens: PositiveInt | None = None
     """Task budget of the comparison; None: the middle one of `budgets.task_tokens`."""
-    seed: int = 1000
+    seed: Seed = 1000
     """Seed of the comparison; not one of `seeds`."""
 
 
@@ -245,10 +251,6 @@ class EvaluationSpec(Section):
     """Metrics beside the gold log-probability, which is always there."""
     parse: ParseSpec = ParseSpec()
     """How answers are read."""
-    probe_items: PositiveInt = 32
-    """Task dev items whose loss is traced during training."""
-    probe_general_items: PositiveInt = 32
-    """Held-out general items whose loss is traced during training."""
     num_shots: PositiveInt = 4
     """Solved examples in the prompt of arm base_few_shot."""
 
@@ -262,14 +264,14 @@ class AnalysisSpec(Section):
     """Draws of the paired bootstrap over seeds and items."""
     primary_metric: str = "log_probability"
     """Metric of the headline answer."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the bootstrap."""
 
 
 class ExperimentSpec(Section):
     """One experiment: what is trained on what, how it is scored, what is compared."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=_NAME)
     """Name of the experiment and of its run directory."""
     model: ModelSpec
     """The base model."""
@@ -285,7 +287,7 @@ class ExperimentSpec(Section):
     """Token budgets."""
     arms: tuple[str, ...] = ("base", "sft", "sft_matched", "tell", "general_only")
     """Arms to compare."""
-    seeds: Annotated[tuple[int, ...], BeforeValidator(_as_tuple)] = (0, 1, 2)
+    seeds: Annotated[tuple[Seed, ...], BeforeValidator(_as_tuple)] = (0, 1, 2)
     """Training seeds; at least two for an interval."""
     training: TrainingSpec = TrainingSpec()
     """Training."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import resource
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,6 +23,10 @@ logger = logging.getLogger(__name__)
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "bfloat16"]
+
+# Linux, proc(5): writing 5 sets VmHWM, the largest resident set, to the present one.
+_CLEAR_REFS, _RESET_HIGH_WATER_MARK = Path("/proc/self/clear_refs"), "5"
+_STATUS = Path("/proc/self/status")
 
 
 def resolve_device(name: DeviceName = "auto") -> torch.device:
@@ -123,15 +128,30 @@ def _wait_for_lock(descriptor: int, device: torch.device) -> None:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Start measuring peak memory anew (GPU only: a process cannot reset its own peak)."""
+    """Start measuring peak memory anew, from what is in use now.
+
+    Without Linux's /proc a CPU's peak cannot be reset and stays that of the process's life.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):
+        _CLEAR_REFS.write_text(_RESET_HIGH_WATER_MARK)
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Peak memory in bytes: allocated on the GPU, or resident of this process on a CPU."""
+    """Peak memory in bytes since the last `reset_peak_memory`.
+
+    On a GPU: of the tensors that this process held there. On a CPU: the largest resident set of
+    the whole process, so interpreter, libraries (a few 100 MB) and memory that earlier work has
+    not given back are in it: peaks compare within one machine, not as the needs of a model.
+    """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    with suppress(OSError):
+        found = re.search(r"^VmHWM:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(resident) * (1 if sys.platform == "darwin" else 1024)
 

@@ -19,6 +19,7 @@ from tell_core.store import explain_disk_errors, read_json, write_json
 from tell_core.training import devices, models
 from tell_core.training.checkpoints import remove_checkpoints
 from tell_core.training.collation import check_examples
+from tell_core.training.identity import training_fields
 from tell_core.training.probes import save_probe
 from tell_core.training.trainer import OnProgress, Trainer, checkpoint_directory, seed_step
 
@@ -67,7 +68,8 @@ def train_cell(
         SpecError: Several learning rates, or best_dev without task probe items.
         DataError: Examples that cannot be trained on.
         ModelError: The base model cannot be used.
-        TrainingError: The loss is not finite, or memory ran out.
+        DivergedError: The loss, its gradient or a probe loss is not finite.
+        TrainingError: Memory ran out, or the base model itself gives no finite loss.
         PreemptedError: SIGTERM came; a checkpoint was written.
     """
     device = devices.resolve_device(training.device)
@@ -121,9 +123,8 @@ def _probe_digest(inputs: Path) -> str:
 def _identity(
     model: str, mixture: str, probe: str, training: TrainingSpec, seed: int, dtype: str
 ) -> str:
-    """Fingerprint of a training: what decides its result, not where or how often it is saved."""
-    settings = training.model_dump(exclude={"checkpoint_seconds", "threads", "device"})
-    return fingerprint(model, mixture, probe, settings, seed, dtype)
+    """Fingerprint of a training: what decides its result."""
+    return fingerprint(model, mixture, probe, training_fields(training), seed, dtype)
 
 
 def _finished_summary(out: Path, identity: str) -> dict[str, Any] | None:

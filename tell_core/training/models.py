@@ -1,4 +1,4 @@
-"""Base models: loading, digests, random initialisation, adapters, saving what was trained."""
+"""Base models: loading, digests, adapters, saving and loading what was trained."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from tell_core.errors import ModelError
@@ -37,7 +39,7 @@ class LoadedModel:
         model: The causal language model, on its device, in evaluation mode.
         tokenizer: Its tokenizer.
         id: Directory or hub id it came from.
-        digest: sha256 of configuration and weights.
+        digest: `model_digest` of the directory it came from.
     """
 
     model: PreTrainedModel
@@ -86,7 +88,10 @@ def _how_to_get_a_model() -> str:
 
 
 def model_digest(directory: Path) -> str:
-    """sha256 over the configuration and every safetensors file of a model directory.
+    """sha256 over the configurations and every safetensors file of a model directory.
+
+    The generation configuration counts where there is one: its end tokens decide where answers
+    stop. Files are read once per process as long as inode, time and size stay the same.
 
     Raises:
         ModelError: The directory holds no safetensors files; pickled weights are never read.
@@ -97,10 +102,73 @@ def model_digest(directory: Path) -> str:
             f"{directory} has no .safetensors file; weights in other formats are not loaded,"
             " save the model again with `save_pretrained`"
         )
+    generation = directory / "generation_config.json"
+    described = [directory / "config.json", *([generation] if generation.is_file() else [])]
+    return _digest_of(tuple(_look(path) for path in [*described, *weights]))
+
+
+def _look(path: Path) -> tuple[Path, int, int, int]:
+    """What changes when a file is replaced: its inode, time of change in ns, size in bytes."""
+    status = path.stat()
+    return path.absolute(), status.st_ino, status.st_mtime_ns, status.st_size
+
+
+@lru_cache(maxsize=16)
+def _digest_of(files: tuple[tuple[Path, int, int, int], ...]) -> str:
     digest = hashlib.sha256()
-    for path in [directory / "config.json", *weights]:
+    for path, *_ in files:
         digest.update(f"{path.name}:{file_digest(path)};".encode())
     return digest.hexdigest()
+
+
+def check_weights(directory: Path) -> None:
+    """See that every safetensors file of a directory can be read; only headers and sizes are.
+
+    Raises:
+        ModelError: A file is cut short, or is no safetensors file.
+    """
+    for path in sorted(directory.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ModelError(
+                f"{path} is damaged, or was not copied whole ({error}); fetch or save the model"
+                " again"
+            ) from error
+
+
+def context_tokens(model_id: str, revision: str | None = None) -> int | None:
+    """Longest sequence that a model takes, in tokens; None when it has no limit.
+
+    Reads the configuration only, not the weights.
+
+    Raises:
+        ModelError: The model cannot be found, or its configuration cannot be read.
+    """
+    from transformers import AutoConfig
+
+    directory = resolve_model(model_id, revision)
+    with _explained(f"the configuration {directory / 'config.json'}"):
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    return getattr(config, "max_position_embeddings", None)
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turn whatever transformers, tokenizers or peft raise on a bad file into a ModelError.
+
+    Which type they raise is up to their parsers: tokenizers raises plain `Exception`.
+    """
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{what} cannot be loaded ({type(error).__name__}: {error}); if a file was damaged or"
+            " not copied whole, fetch or save the model again"
+        ) from error
 
 
 def load_tokenizer(model_id: str, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -112,10 +180,8 @@ def load_tokenizer(model_id: str, revision: str | None = None) -> PreTrainedToke
     from transformers import AutoTokenizer
 
     directory = resolve_model(model_id, revision)
-    try:
+    with _explained(f"the tokenizer in {directory} (tokenizer.json, tokenizer_config.json)"):
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"the tokenizer in {directory} cannot be loaded: {error}") from error
     return cast("PreTrainedTokenizerBase", tokenizer)
 
 
@@ -137,7 +203,8 @@ def load_model(
         is_full: Whether all weights will be trained, which keeps them in float32.
 
     Raises:
-        ModelError: It cannot be found, is no causal language model, or needs code of its own.
+        ModelError: It cannot be found, is no causal language model, needs code of its own, or one
+            of its files is damaged.
     """
     from transformers import AutoModelForCausalLM
 
@@ -145,62 +212,13 @@ def load_model(
     device = device or resolve_device()
     precision = resolve_precision(dtype, device, "full" if is_full else "lora")
     digest = model_digest(directory)
-    try:
+    check_weights(directory)
+    with _explained(f"the model in {directory}"):
         model = AutoModelForCausalLM.from_pretrained(
             directory, dtype=precision.weights, use_safetensors=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"the model in {directory} cannot be loaded: {error}") from error
     tokenizer = load_tokenizer(str(directory))
     return LoadedModel(_ready(model, device), tokenizer, model_id, digest)
-
-
-def create_model_from_config(
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    hidden_size: int,
-    num_layers: int,
-    num_heads: int,
-    intermediate_size: int,
-    max_tokens: int,
-    seed: int,
-    device: torch.device | None = None,
-) -> LoadedModel:
-    """A small Llama-architecture model with random weights, for pre-training from scratch.
-
-    Input and output embeddings are one matrix. Equal arguments give equal weights.
-
-    Args:
-        tokenizer: Gives the vocabulary and the special tokens.
-        hidden_size: Width, a multiple of twice ``num_heads``.
-        num_layers: Transformer blocks.
-        num_heads: Attention heads.
-        intermediate_size: Width of the feed-forward layers.
-        max_tokens: Longest sequence.
-        seed: Seed of the weights.
-        device: Where to put it; by default the CPU.
-    """
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden_size,
-        intermediate_size=intermediate_size,
-        num_hidden_layers=num_layers,
-        num_attention_heads=num_heads,
-        num_key_value_heads=num_heads,
-        max_position_embeddings=max_tokens,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=None,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = LlamaForCausalLM(config)
-    digest = hashlib.sha256(config.to_json_string().encode() + f";seed {seed}".encode())
-    placed = _ready(model, device or torch.device("cpu"))
-    return LoadedModel(placed, tokenizer, "random", digest.hexdigest())
 
 
 def _ready(model: nn.Module, device: torch.device) -> PreTrainedModel:
@@ -282,30 +300,39 @@ def _settle_adapter(directory: Path) -> None:
     write_json(path, dict(sorted(config.items())))
 
 
-def load_trained(base: LoadedModel, directory: Path) -> PreTrainedModel | PeftModel:
-    """The model that a training left in ``directory``, in evaluation mode.
-
-    Adapters are attached to ``base.model`` in place; take them off again with `detach_adapter`.
-    A fully trained model is loaded beside it, on the same device.
+def full_model(directory: Path) -> Path | None:
+    """The model directory of a full training, complete in itself; None for adapters.
 
     Raises:
         ModelError: ``directory`` holds neither adapter/ nor model/.
     """
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    device = base.model.device
     if (directory / ADAPTER_DIRECTORY).is_dir():
-        adapter = str(directory / ADAPTER_DIRECTORY)
-        with _quiet_peft():
-            model = PeftModel.from_pretrained(base.model, adapter, torch_device=str(device))
-        return model.eval()
+        return None
     if not (directory / MODEL_DIRECTORY).is_dir():
         raise ModelError(f"{directory} holds neither adapter/ nor model/; train the cell again")
-    trained = AutoModelForCausalLM.from_pretrained(
-        directory / MODEL_DIRECTORY, dtype=base.model.dtype, use_safetensors=True
-    )
-    return _ready(trained, device)
+    return directory / MODEL_DIRECTORY
+
+
+def load_trained(base: LoadedModel, directory: Path) -> PreTrainedModel | PeftModel:
+    """The model that a training left in ``directory``, in evaluation mode.
+
+    Adapters are attached to ``base.model`` in place; take them off again with `detach_adapter`.
+    A fully trained model is loaded beside it, on the same device, in float32 as it was trained.
+
+    Raises:
+        ModelError: ``directory`` holds neither adapter/ nor model/, or a file is damaged.
+    """
+    from peft import PeftModel
+
+    device = base.model.device
+    trained = full_model(directory)
+    if trained is not None:
+        return load_model(str(trained), device=device, is_full=True).model
+    adapter = directory / ADAPTER_DIRECTORY
+    check_weights(adapter)
+    with _explained(f"the adapter in {adapter}"), _quiet_peft():
+        model = PeftModel.from_pretrained(base.model, adapter, torch_device=str(device))
+    return model.eval()
 
 
 def detach_adapter(model: nn.Module) -> None:

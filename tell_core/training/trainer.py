@@ -13,7 +13,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -48,6 +48,10 @@ LOG_FILE = "log.jsonl"
 _SEED_STRIDE = 1_000_003
 _FLUSH_SECONDS = 2.0
 _SHOWN_EXAMPLES = 8
+
+
+class DivergedError(TrainingError):
+    """The loss, its gradient or a probe loss is not finite: this learning rate is too high."""
 
 
 class PreemptedError(TrainingError):
@@ -164,7 +168,8 @@ class Trainer:
         """One optimiser step, logged.
 
         Raises:
-            TrainingError: The loss or the gradient is not finite, or memory ran out.
+            DivergedError: The loss or the gradient is not finite.
+            TrainingError: Memory ran out.
         """
         started = time.perf_counter()
         progress, training = self.progress, self.training
@@ -177,7 +182,7 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.parameters.values(), training.max_grad_norm)
         )
         if not (math.isfinite(losses.total) and math.isfinite(grad_norm)):
-            raise TrainingError(_not_finite_message(step, rows, losses, grad_norm))
+            raise DivergedError(_not_finite_message(step, rows, losses, grad_norm))
         rate = learning_rate_at(step, self.num_steps, training, training.learning_rates[0])
         set_learning_rate(self.optimiser, rate)
         self.optimiser.step()
@@ -224,13 +229,20 @@ class Trainer:
         progress.log.append(json.dumps(asdict(record)) + "\n")
 
     def probe_if_due(self) -> None:
-        """Measure the probe set when this step is a probe step, and keep the best weights."""
+        """Measure the probe set when this step is a probe step, and keep the best weights.
+
+        Raises:
+            DivergedError: A probe loss is not finite after training.
+            TrainingError: A probe loss is not finite before any training.
+        """
         progress = self.progress
         due = self.probe_steps[len(progress.probes) :]
         if not due or due[0] != progress.step:
             return
         started = time.perf_counter()
         losses = self.probe_set.measure(self.model, self.precision.autocast(self.device))
+        if not np.isfinite(losses).all():
+            raise _probe_error(progress.step, losses)
         progress.probes.append(losses)
         self._keep_if_best(self.probe_set.task_loss(losses))
         progress.probe_seconds += time.perf_counter() - started
@@ -246,7 +258,7 @@ class Trainer:
             if progress.step == self.num_steps:
                 progress.kept_step, progress.kept_dev_loss = progress.step, dev_loss
             return
-        if progress.step == 0 or dev_loss is None or not math.isfinite(dev_loss):
+        if progress.step == 0 or dev_loss is None:
             return
         if progress.kept_dev_loss is None or dev_loss < progress.kept_dev_loss:
             progress.kept_step, progress.kept_dev_loss = progress.step, dev_loss
@@ -278,16 +290,7 @@ class Trainer:
         )
 
     def take_kept_weights(self) -> None:
-        """Give the model the weights that are to be kept.
-
-        Raises:
-            TrainingError: The task dev loss was finite at no probe step.
-        """
-        if self.progress.kept_step is None:
-            raise TrainingError(
-                f"the task dev loss was finite at none of the probe steps {self.probe_steps[1:]};"
-                " lower the learning rate"
-            )
+        """Give the model the weights that are to be kept."""
         if self.progress.kept_weights:
             self._load_weights(self.progress.kept_weights)
 
@@ -302,7 +305,7 @@ class Trainer:
         return np.asarray(self.progress.probes, dtype=np.float64).reshape(shape)
 
     def peak_memory_bytes(self) -> int:
-        """Peak memory over all attempts at this training."""
+        """Peak memory over all attempts at this training; see `devices.peak_memory_bytes`."""
         return max(self.progress.peak_memory_bytes, devices.peak_memory_bytes(self.device))
 
 
@@ -322,13 +325,27 @@ _SCALARS = (
 
 def _not_finite_message(step: int, rows: IntArray, losses: StepLosses, grad_norm: float) -> str:
     suspects = losses.rows_not_finite() or rows.tolist()
-    shown = ", ".join(map(str, suspects[:_SHOWN_EXAMPLES]))
-    more = ", ..." if len(suspects) > _SHOWN_EXAMPLES else ""
     return (
         f"step {step}: loss {losses.loss}, gradient norm {grad_norm}; both must be finite."
-        f" Examples concerned (rows of the mixture): {shown}{more}. Lower the learning rate, or"
-        " use dtype float32"
+        f" Examples concerned (rows of the mixture): {_shown(suspects)}. Lower the learning rate,"
+        " or use dtype float32"
     )
+
+
+def _probe_error(step: int, losses: FloatArray) -> TrainingError:
+    """What to raise for probe losses (N,) that are not all finite after ``step`` steps."""
+    rows = _shown(np.flatnonzero(~np.isfinite(losses)).tolist())
+    what = f"step {step}: the loss of probe examples (rows of the probe set) {rows} is not finite"
+    if step == 0:
+        return TrainingError(
+            f"{what} before any training; use another base model, or dtype float32"
+        )
+    return DivergedError(f"{what}. Lower the learning rate, or use dtype float32")
+
+
+def _shown(rows: Sequence[int]) -> str:
+    more = ", ..." if len(rows) > _SHOWN_EXAMPLES else ""
+    return ", ".join(map(str, rows[:_SHOWN_EXAMPLES])) + more
 
 
 def checkpoint_directory(out: Path) -> Path:

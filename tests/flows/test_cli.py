@@ -1,8 +1,12 @@
 """The command line: its surface, its exit codes, what it says to wrong input."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -22,6 +26,24 @@ def call(*arguments: object) -> Result:
 
 def said(result: Result) -> str:
     return " ".join((result.output + result.stderr).split())
+
+
+def processes_of(directory: Path) -> list[str]:
+    """Command lines of processes that work in a run below ``directory``, servers included."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            home = process.environ().get("PREFECT_HOME", "")
+            if process.pid != os.getpid() and home.startswith(str(directory)):
+                found.append(" ".join(process.cmdline()))
+    return found
+
+
+def wait_until(condition, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.2)
 
 
 def write_lines(path: Path, rows: list[dict]) -> Path:
@@ -88,6 +110,10 @@ BAD_SPECS = {
     "unknown arm": ({"arms": ["tel"]}, "'tell'"),
     "unknown key": ({"training": {"epoch": 1}}, "`epochs`"),
     "model not found": ({"model": {"id": "nobody/nothing"}}, "nobody/nothing"),
+    "missing chat template": ({"model": {"chat_template": "none.jinja"}}, "none.jinja"),
+    "no task budget": ({"budgets": {"task_tokens": []}}, "budgets.task_tokens"),
+    "no learning rate": ({"training": {"learning_rate": []}}, "training.learning_rate"),
+    "task name unfit for a registry": ({"task": {"name": "is/en"}}, "task.name"),
 }
 
 
@@ -135,8 +161,35 @@ def test_bad_data_stops_a_run_with_exit_code_2_and_leaves_no_server(bad_spec, tm
     assert "budget" in found.stderr
     assert "Traceback" not in found.stderr
     assert not list(tmp_path.glob("run/stages/train-*"))
-    servers = [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(p.info)]
-    assert not servers
+    assert not processes_of(tmp_path)
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(
+    ("number", "codes"), [(signal.SIGINT, {130}), (signal.SIGTERM, {143, -15})]
+)
+def test_a_signal_ends_a_run_that_trains_and_a_rerun_goes_on_from_its_checkpoint(
+    number: int, codes: set[int], tmp_path: Path, tiny_world: Path
+):
+    long = write_tiny_spec(
+        tmp_path / "long.yaml",
+        tiny_world,
+        arms=["sft"],
+        seeds=[0],
+        training={"epochs": 100_000, "learning_rate": 0.001},
+    )
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "flows.cli", "run", str(long), "--out", str(run), "--no-track"]
+    child = subprocess.Popen(
+        command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
+    )
+    wait_until(lambda: list(run.glob("stages/train-*.partial/log.jsonl")), seconds=200)
+
+    child.send_signal(number)
+
+    assert child.wait(timeout=40) in codes
+    assert not processes_of(tmp_path)
+    assert list(run.glob("stages/train-*.partial/checkpoints/*"))
 
 
 def test_a_run_directory_of_another_experiment_is_refused(spec: Path, tmp_path: Path, tiny_world):

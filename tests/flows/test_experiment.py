@@ -1,6 +1,7 @@
 """The experiment flow on Prefect's test harness, MLflow on SQLite: one small run, looked at."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import mlflow
@@ -8,9 +9,11 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterStartTime
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.experiment import run_experiment
+from tasks.stores import tracking_uri
 from tasks.tracking import read_record
 from tell_core.errors import StoreError
 from tell_core.results import is_finished, sole_owner
@@ -19,6 +22,8 @@ from tell_core.store import read_json
 from tests.fixtures.tiny import write_tiny_spec
 
 pytestmark = pytest.mark.timeout(600)
+
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
@@ -44,15 +49,12 @@ def root(harness, spec_file: Path, tmp_path_factory) -> Path:
     return out
 
 
-def task_states(run_name: str) -> dict[str, list[str]]:
-    """Names of the final states of the latest task runs, by first word of the task run's name."""
+def task_runs_since(moment: datetime, prefix: str) -> dict[str, str]:
+    """Final state's name of every task run begun since ``moment`` whose name has the prefix."""
+    since = TaskRunFilter(start_time=TaskRunFilterStartTime(after_=moment))
     with get_client(sync_client=True) as client:
-        runs = client.read_task_runs(limit=200)
-    states: dict[str, list[str]] = {}
-    for run in runs:
-        if run.name.startswith(run_name):
-            states.setdefault(run.name, []).append(str(run.state_name))
-    return states
+        runs = client.read_task_runs(task_run_filter=since, limit=200)
+    return {run.name: str(run.state_name) for run in runs if run.name.startswith(prefix)}
 
 
 def test_every_cell_has_every_metric(root: Path):
@@ -75,7 +77,7 @@ def test_the_answer_and_the_report_are_there(root: Path):
 
 
 def test_each_training_is_a_task_run_with_a_name_for_people(root: Path):
-    names = task_states("train · ")
+    names = task_runs_since(LONG_AGO, "train · ")
 
     assert any(name.startswith("train · tell · 200 task · 800 general · seed 1") for name in names)
 
@@ -133,25 +135,29 @@ def test_the_served_answers_equal_those_of_the_evaluation(root: Path):
 
 def test_a_finished_run_is_recognised_until_a_byte_changes(root: Path, spec_file: Path):
     spec = load_spec(spec_file)
-    assert is_finished(spec, root, is_tracked=True)
+    assert is_finished(spec, root, tracked_at=tracking_uri(root))
     victim = next((root / "stages").glob("train-*/log.jsonl"))
     content = victim.read_bytes()
 
     victim.write_bytes(content[:-2] + b" }")
 
-    assert not is_finished(spec, root, is_tracked=True)
+    assert not is_finished(spec, root, tracked_at=tracking_uri(root))
     victim.write_bytes(content)
-    assert is_finished(spec, root, is_tracked=True)
+    assert is_finished(spec, root, tracked_at=tracking_uri(root))
 
 
 def test_a_rerun_reuses_every_stage_and_adds_no_runs(root: Path, spec_file: Path):
     before = read_record(root)
     scores = pq.read_table(root / "results.parquet")
 
+    begin = datetime.now(UTC)
+
     run_experiment(spec_file, [], root, True)
 
     for stage in ("mix · ", "train · ", "evaluate · "):
-        assert all("Reused" in states for states in task_states(stage).values())
+        states = task_runs_since(begin, stage)
+        assert states
+        assert set(states.values()) == {"Reused"}
     after = read_record(root)
     assert after is not None
     assert before is not None

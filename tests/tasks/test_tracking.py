@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.tracking import _metric, _safe, connect, run_url, tracking_uri
+from tasks.stores import tracking_uri, without_password
+from tasks.tracking import _metric, _safe, connect, run_url
 from tell_core.errors import InputError
 
 
@@ -43,3 +44,8 @@ def test_a_server_that_is_not_there_is_explained(tmp_path: Path, monkeypatch):
 
     with pytest.raises(InputError, match="--no-track"):
         connect(tmp_path)
+
+
+def test_a_password_is_never_shown():
+    assert without_password("http://me:secret@host:5000/x") == "http://host:5000/x"
+    assert without_password("sqlite:////tmp/mlflow.db") == "sqlite:////tmp/mlflow.db"

@@ -1,10 +1,13 @@
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 
 from tell_core.errors import StoreError
 from tell_core.store import (
@@ -80,6 +83,55 @@ def test_resume_keeps_what_an_interrupted_attempt_left(tmp_path: Path):
 def test_a_full_disk_is_explained(tmp_path: Path):
     with pytest.raises(StoreError, match="free some space"), explain_disk_errors(tmp_path / "x"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "x"))
+
+
+FULL_DISK = """
+import pathlib, resource, signal, sys
+import numpy as np
+from safetensors.numpy import save_file
+from tell_core.errors import StoreError
+from tell_core.store import write_stage
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+root = pathlib.Path(sys.argv[1])
+array = np.zeros(10_000)
+for stage, write in [
+    ("safetensors", lambda out: save_file({"array": array}, out / "file")),
+    ("numpy", lambda out: np.savez(out / "file", array)),
+    ("plain", lambda out: (out / "file").write_bytes(array.tobytes())),
+]:
+    try:
+        with write_stage(root, stage, "f") as out:
+            write(out)
+    except StoreError as error:
+        print(error)
+"""
+
+
+def test_a_file_that_cannot_grow_is_explained_whoever_writes_it(tmp_path: Path):
+    """The limit on file sizes stands in for a full disk: it needs no disk of its own."""
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
+
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+
+    messages = done.stdout.splitlines()
+    assert len(messages) == 3, done.stdout + done.stderr
+    assert all("File too large" in message for message in messages)
+    assert str(tmp_path / "stages" / "safetensors-f.partial") in messages[0]
+
+
+@given(number=st.sampled_from([errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES]))
+def test_disk_errors_of_safetensors_are_explained(number: int):
+    text = f"Error while serializing: I/O error: what (os error {number})"
+    with pytest.raises(StoreError, match=os.strerror(number)), explain_disk_errors(Path("x")):
+        raise SafetensorError(text)
+
+
+@pytest.mark.parametrize("text", ["invalid header", "I/O error: no such file (os error 2)"])
+def test_other_errors_of_safetensors_are_left_as_they_are(text: str):
+    with pytest.raises(SafetensorError, match=text[:9]), explain_disk_errors(Path("x")):
+        raise SafetensorError(text)
 
 
 def test_json_is_replaced_in_one_step_and_never_holds_nan(tmp_path: Path):

@@ -135,7 +135,7 @@ def test_overlap_with_the_test_set_is_listed_and_removed(overlapping, tokenizer)
     _, tables = _curate(overlapping, tokenizer)
 
     found = [
-        (row["source"], row["line"], row["test_source"], row["test_line"], row["matched"])
+        (row["source"], row["line"], row["matched_source"], row["matched_line"], row["matched"])
         for row in tables["overlap"]
     ]
     assert found == [
@@ -144,16 +144,72 @@ def test_overlap_with_the_test_set_is_listed_and_removed(overlapping, tokenizer)
         ("chat", 22, "test", 2, "prompt_and_response"),
     ]
     assert all(row["dropped"] for row in tables["overlap"])
+    assert {row["against"] for row in tables["overlap"]} == {"task_test"}
     assert [reason for _, _, reason in _reasons(tables)] == ["test_overlap"] * 3
 
 
 def test_overlap_is_listed_but_kept_when_asked(overlapping, tokenizer):
     _, tables = _curate(
-        overlapping, tokenizer, curation={"drop_test_overlap": False, "general_heldout_examples": 8}
+        overlapping, tokenizer, curation={"drop_overlap": False, "general_heldout_examples": 8}
     )
 
     assert [row["dropped"] for row in tables["overlap"]] == [False] * 3
     assert tables["rejects"] == []
+
+
+@pytest.fixture
+def leaking(world):
+    """General data with the prompts of task training and dev items, training with one of dev's."""
+    train, dev = task_rows(31), task_rows(3, start=500)
+    write_rows(world / "train.jsonl", [*train, dev[0] | {"response": "other"}])
+    write_rows(world / "dev.jsonl", dev)
+    bare = {"prompt": train[30]["prompt"].removeprefix(PREFIX), "response": "other"}
+    write_rows(world / "chat.jsonl", [*general_rows(20, "chat"), dev[1], bare, dev[0], train[3]])
+    return world
+
+
+@pytest.mark.parametrize("drop", [True, False])
+def test_overlap_with_dev_and_task_is_listed_and_removed_or_kept(leaking, tokenizer, drop):
+    task = {"name": "task"} | {
+        part: str(leaking / f"{part}.jsonl") for part in ("train", "dev", "test")
+    }
+    curation = {"drop_overlap": drop, "general_heldout_examples": 8}
+
+    profile, tables = _curate(leaking, tokenizer, task=task, curation=curation)
+
+    columns = ("source", "line", "against", "matched_source", "matched_line", "matched", "dropped")
+    assert [tuple(row[name] for name in columns) for row in tables["overlap"]] == [
+        ("train", 32, "task_dev", "dev", 1, "prompt", drop),
+        ("chat", 21, "task_dev", "dev", 2, "prompt_and_response", drop),
+        ("chat", 22, "task_train", "train", 31, "prompt", drop),
+        ("chat", 23, "task_dev", "dev", 1, "prompt_and_response", drop),
+        ("chat", 24, "task_train", "train", 4, "prompt_and_response", drop),
+    ]
+    dropped = [
+        ("chat", 21, "dev_overlap"),
+        ("chat", 22, "task_overlap"),
+        ("chat", 23, "dev_overlap"),
+        ("chat", 24, "task_overlap"),
+        ("train", 32, "dev_overlap"),
+    ]
+    assert _reasons(tables) == (dropped if drop else [])
+    for source in profile["sources"]:
+        assert source["num_read"] == source["num_kept"] + sum(source["rejects"].values())
+
+
+def test_training_examples_with_the_prompt_of_a_carved_dev_item_leave(world, tokenizer):
+    twins = [row | {"response": "other"} for row in task_rows(30)]
+    write_rows(world / "train.jsonl", [*task_rows(30), *twins])
+
+    profile, tables = _curate(world, tokenizer)
+
+    prompts = {part: {row["prompt"] for row in tables[part]} for part in PARTS}
+    assert not prompts["task_train"] & prompts["task_dev"]
+    assert len(tables["task_dev"]) == 8
+    assert {(row["against"], row["matched_source"]) for row in tables["overlap"]} == {
+        ("task_dev", "train")
+    }
+    assert profile["sources"][0]["num_kept"] + len(tables["overlap"]) == 60
 
 
 def test_overlap_names_the_test_item_whose_response_is_the_same(world, tokenizer):
@@ -163,7 +219,7 @@ def test_overlap_names_the_test_item_whose_response_is_the_same(world, tokenizer
 
     _, tables = _curate(world, tokenizer)
 
-    found = [(row["test_line"], row["matched"]) for row in tables["overlap"]]
+    found = [(row["matched_line"], row["matched"]) for row in tables["overlap"]]
     assert found == [(2, "prompt_and_response")]
 
 

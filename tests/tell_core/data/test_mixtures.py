@@ -143,6 +143,28 @@ def test_matched_arm_has_the_steps_of_tell(world, batch_size, epochs):
     assert matched["task_epochs"] > epochs
 
 
+@pytest.mark.parametrize("min_steps", [0, 40, 500])
+@pytest.mark.parametrize("arm", TRAINED)
+def test_small_mixtures_are_passed_over_until_the_fewest_steps(world, arm, min_steps):
+    training = world.spec.training.model_copy(update={"min_steps": min_steps})
+    spec = world.spec.model_copy(update={"training": training})
+    cell = world.cell(arm)
+
+    ledger = plan_cell(spec, cell, world.curated, world.renderer)
+
+    assert ledger == world.build(cell, spec, f"min{min_steps}").ledger
+    assert ledger["steps"] >= min_steps
+    assert ledger["epochs"] >= training.epochs
+    if arm == "sft_matched":
+        tell = plan_cell(spec, world.cell("tell"), world.curated, world.renderer)
+        assert ledger["steps"] == tell["steps"]
+    else:
+        assert ledger["epochs"] == ledger["epochs"] // 1
+        num_examples = ledger["num_task_examples"] + ledger["num_general_examples"]
+        fewer = (ledger["epochs"] - 1) * num_examples / training.batch_size
+        assert ledger["epochs"] == training.epochs or fewer < min_steps
+
+
 def test_matched_arm_repeats_whole_shuffled_epochs(world):
     mixture = world.build(world.cell("sft_matched")).mixture
 
@@ -258,12 +280,12 @@ def test_items_are_the_same_for_every_cell_and_belong_to_the_tokens(world):
         assert len(item["prompt_digest"]) == 16
 
 
-def test_probe_holds_dev_items_then_heldout_general_items_without_anchor(world):
+def test_probe_holds_all_dev_items_then_all_heldout_general_items_without_anchor(world):
     built = world.build(world.cell("tell_anchor_all"))
 
     probe, items = built.encoded("probe"), built.lines("probe_items.jsonl")
-    assert probe.is_task.tolist() == [True] * 5 + [False] * 4
-    assert [item["role"] for item in items] == ["task"] * 5 + ["general"] * 4
+    assert probe.is_task.tolist() == [True] * 8 + [False] * 8
+    assert [item["role"] for item in items] == ["task"] * 8 + ["general"] * 8
     assert not any(PREFIX in text for text in built.texts(probe, is_task=False))
 
 
@@ -316,5 +338,54 @@ def test_examples_without_supervised_tokens_are_listed(world, monkeypatch):
         type(world.renderer), "encode", lambda self, e: [(ids, len(ids)) for ids, _ in encode(e)]
     )
 
+    monkeypatch.setattr(world, "renderer", renderer_for(world.spec, world.renderer.tokenizer))
+
     with pytest.raises(DataError, match=r"no token to learn from.*train\.jsonl, line \d+"):
         world.build(world.cell("sft"), name="empty")
+
+
+def test_what_is_kept_between_cells_changes_nothing(world, monkeypatch):
+    cells = [world.cell(arm, budget, seed=1) for arm in ARMS for budget in (1500, 600)]
+    shared = [world.build(cell, name="shared") for cell in cells]
+
+    for cell, built in zip(cells, shared, strict=True):
+        renderer = renderer_for(world.spec, world.renderer.tokenizer)
+        monkeypatch.setattr(world, "renderer", renderer)  # nothing was kept for this one
+        alone = world.build(cell, name="alone")
+        assert _contents(alone) == _contents(built)
+
+
+def _contents(built):
+    return {path.name: path.read_bytes() for path in built.out.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("arm", "role", "setting"),
+    [("sft", "test", "curation.max_tokens"), ("base_few_shot", "test", "evaluation.num_shots")],
+)
+def test_items_longer_than_the_context_are_named_with_the_mend(world, arm, role, setting):
+    cell = world.cell(arm)
+    longest = int(world.build(cell).encoded(role).lengths.max())
+    message = rf"{role} items are longer.* {longest - 1} tokens.*test\.jsonl, line \d+.*`{setting}`"
+
+    with pytest.raises(DataError, match=message):
+        plan_cell(world.spec, cell, world.curated, world.renderer, context_tokens=longest - 1)
+    with pytest.raises(DataError, match=message):
+        build_cell_inputs(
+            world.spec,
+            cell,
+            world.curated,
+            world.renderer,
+            world.directory,
+            context_tokens=longest - 1,
+        )
+
+
+def test_items_that_just_fit_the_context_are_taken(world):
+    cell = world.cell("base_few_shot")
+    built = world.build(cell)
+    longest = max(int(built.encoded(name).lengths.max()) for name in ("test", "probe"))
+
+    planned = plan_cell(world.spec, cell, world.curated, world.renderer, context_tokens=longest)
+
+    assert planned == built.ledger

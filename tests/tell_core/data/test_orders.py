@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tell_core.data.orders import build_order, order_digest, repeated_order, shuffle_proof
+from tell_core.data.orders import (
+    build_order,
+    num_passes,
+    order_digest,
+    repeated_order,
+    shuffle_proof,
+)
 
 sizes = st.integers(0, 30)
 kinds = st.sampled_from(["shuffle", "task_first", "task_last", "blocks"])
@@ -112,3 +118,14 @@ def test_data_of_one_kind_has_no_p_value():
 
     assert proof["runs_p_value"] is None
     assert proof["largest_gap"] == 0
+
+
+@given(st.integers(1, 500), st.integers(1, 5), st.integers(1, 40), st.integers(0, 200))
+def test_passes_reach_the_fewest_steps_and_never_fall_below_the_epochs(
+    num_examples, epochs, batch_size, min_steps
+):
+    passes = num_passes(num_examples, epochs, batch_size, min_steps)
+
+    assert passes >= epochs
+    assert passes * num_examples >= min_steps * batch_size
+    assert passes == epochs or (passes - 1) * num_examples < min_steps * batch_size

@@ -57,7 +57,7 @@ def make_spec(directory: Path, **sections: Any) -> ExperimentSpec:
         "curation": {"max_tokens": 400, "general_heldout_examples": 8},
         "anchor": {"length_column": "anchor_len"},
         "budgets": {"task_tokens": [600, 1500], "general_tokens": [2000]},
-        "training": {"epochs": 3, "batch_size": 4},
-        "evaluation": {"probe_items": 5, "probe_general_items": 4, "num_shots": 2},
+        "training": {"epochs": 3, "batch_size": 4, "min_steps": 0},
+        "evaluation": {"num_shots": 2},
     }
     return ExperimentSpec.model_validate(defaults | sections)

@@ -13,7 +13,8 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from tell_core.data.encoding import EncodedExamples, concatenate, from_lists
-from tell_core.training.models import LoadedModel, create_model_from_config
+from tell_core.training.models import LoadedModel
+from tests.tell_core.training.random_models import create_model_from_config
 
 END_OF_TURN = "<|end|>"
 

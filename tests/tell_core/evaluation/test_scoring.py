@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from tell_core.errors import EvaluationError, InputError
+from tell_core.errors import DataError, EvaluationError, InputError
 from tell_core.evaluation.metrics import build_metric, read_statistics
-from tell_core.evaluation.scoring import evaluate_cell
+from tell_core.evaluation.scoring import check_references, evaluate_cell
 from tell_core.spec.model import EvaluationSpec, MetricSpec, ParseSpec, TrainingSpec
 from tell_core.training.models import LoadedModel, attach_lora, detach_adapter, save_trained
 
@@ -188,6 +188,56 @@ def test_fully_trained_model_is_evaluated(
     scores = evaluate(base, inputs, tmp_path / "a", ALL_METRICS, trained=tmp_path / "trained")
 
     assert scores == evaluate(base, inputs, tmp_path / "b", ALL_METRICS)
+
+
+def test_a_full_model_is_evaluated_in_float32_without_its_base(
+    base: LoadedModel, write_inputs: WriteInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_trained(base.model, base.tokenizer, tmp_path / "trained")
+    seen: list[torch.dtype] = []
+
+    def look(model: torch.nn.Module, examples: Any, *_: Any) -> Any:
+        seen.append(next(model.parameters()).dtype)
+        seen.append(torch.get_autocast_dtype("cpu"))
+        assert torch.is_autocast_enabled("cpu")
+        return np.zeros(len(examples))
+
+    monkeypatch.setattr("tell_core.evaluation.scoring.gold_nll", look)
+
+    evaluate_cell(
+        model_path="there/is/no/such/model",
+        revision=None,
+        inputs=write_inputs(ITEMS),
+        trained=tmp_path / "trained",
+        evaluation=evaluation_of("log_probability"),
+        out=tmp_path / "out",
+        dtype="bfloat16",
+        device="cpu",
+    )
+
+    assert set(seen[::2]) == {torch.float32}
+    assert set(seen[1::2]) == {torch.bfloat16}
+
+
+def test_an_item_whose_gold_response_exceeds_the_context_is_named(
+    base: LoadedModel, write_inputs: WriteInputs, tmp_path: Path
+) -> None:
+    long = {"item_id": "test-7", "prompt": "Why?", "reference": "because " * 40}
+
+    with pytest.raises(DataError, match=r"1 of 3 items .* 256 tokens .* test-7 with 326 tokens"):
+        evaluate(
+            base, write_inputs([*ITEMS[:2], long]), tmp_path / "out", evaluation_of("exact_match")
+        )
+
+
+def test_references_are_checked_without_tokens_or_model() -> None:
+    rows = [ITEMS[0] | {"extra": {}}, ITEMS[1] | {"extra": {}, "reference": '{"label": "maybe"}'}]
+    accuracy = MetricSpec(name="accuracy", labels=LABELS)
+    evaluation = evaluation_of(accuracy, parse=ParseSpec(kind="json", field="label"))
+    check_references(rows[:1], evaluation)
+
+    with pytest.raises(InputError, match="maybe"):
+        check_references(rows, evaluation)
 
 
 def test_answer_ends_at_the_marker_that_training_taught(

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from tell_core.data.encoding import EncodedExamples, Mixture, concatenate, from_lists
 from tell_core.spec.model import TrainingSpec
-from tell_core.training.models import LoadedModel, create_model_from_config
+from tell_core.training.models import LoadedModel
+from tests.tell_core.training.random_models import create_model_from_config
 
 VOCAB_SIZE = 61
 MAX_TOKENS = 64

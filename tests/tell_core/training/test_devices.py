@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -69,6 +70,28 @@ def test_threads_are_as_before_afterwards():
         during = torch.get_num_threads()
 
     assert (during, torch.get_num_threads()) == (before + 1, before)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+def test_peak_memory_is_that_since_the_last_reset():
+    size = 200_000_000
+    np.ones(size, dtype=np.int8)
+    with_array = devices.peak_memory_bytes(CPU)
+
+    devices.reset_peak_memory(CPU)
+
+    assert devices.peak_memory_bytes(CPU) < with_array - size / 2
+
+
+def test_peak_memory_without_proc_is_that_of_the_life_of_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(devices, "_STATUS", tmp_path / "absent")
+    monkeypatch.setattr(devices, "_CLEAR_REFS", tmp_path)
+
+    devices.reset_peak_memory(CPU)
+
+    assert devices.peak_memory_bytes(CPU) > 50e6
 
 
 def test_peak_memory_of_a_process_with_torch_exceeds_fifty_megabytes():

@@ -22,7 +22,7 @@ from tell_core.spec.model import TrainingSpec
 from tell_core.training.loop import train_cell
 from tell_core.training.models import LoadedModel
 from tell_core.training.probes import load_probe
-from tell_core.training.trainer import PreemptedError
+from tell_core.training.trainer import DivergedError, PreemptedError
 
 Inputs = Callable[..., Path]
 Spec = Callable[..., TrainingSpec]
@@ -382,11 +382,58 @@ def test_a_loss_that_is_not_finite_names_step_and_examples(
     concerned = [row for row in mixture.order if token in mixture.examples.example(row)]
     first = next(i for i, row in enumerate(mixture.order) if row in concerned) // 4
 
-    with pytest.raises(TrainingError, match=rf"step {first}: loss nan.*Examples concerned") as got:
+    with pytest.raises(DivergedError, match=rf"step {first}: loss nan.*Examples concerned") as got:
         train(inputs, training_spec(), loaded=loaded)
 
     named = got.value.args[0].split("mixture): ")[1].split(".")[0].split(", ")
     assert set(map(int, named)) <= {int(row) for row in concerned}
+
+
+@pytest.mark.parametrize("keep", ["best_dev", "last"])
+def test_a_probe_loss_that_is_not_finite_after_the_last_step_is_divergence(
+    training_spec: Spec,
+    write_inputs: Inputs,
+    train: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    keep: str,
+):
+    """One step at an absurd rate: its loss is finite, that of the weights it leaves is not."""
+    spec = training_spec(keep=keep, learning_rate=1e30, batch_size=48, warmup_fraction=0)
+
+    with pytest.raises(DivergedError, match=r"step 1: the loss of probe examples .* not finite"):
+        train(write_inputs(), spec)
+
+    assert not (tmp_path / "out" / "summary.json").exists()
+
+
+def test_a_base_model_without_finite_losses_is_no_divergence(
+    base: LoadedModel,
+    training_spec: Spec,
+    write_inputs: Inputs,
+    train: Callable[..., dict[str, Any]],
+):
+    broken = copy.deepcopy(base.model)
+    with torch.no_grad():
+        broken.model.norm.weight.fill_(torch.nan)
+    loaded = LoadedModel(broken, base.tokenizer, "broken", "digest")
+
+    with pytest.raises(TrainingError, match="before any training") as caught:
+        train(write_inputs(), training_spec(), loaded=loaded)
+
+    assert not isinstance(caught.value, DivergedError)
+
+
+def test_a_checkpoint_serves_a_training_in_smaller_pieces_elsewhere(
+    training_spec: Spec, write_inputs: Inputs, train: Callable[..., dict[str, Any]]
+):
+    inputs = write_inputs()
+    with pytest.raises(InterruptionError):
+        train(inputs, training_spec(checkpoint_seconds=1e-9), on_progress=interrupt_at(6))
+    seen: list[int] = []
+
+    train(inputs, training_spec(micro_batch_size=2), on_progress=lambda done, *_: seen.append(done))
+
+    assert seen[0] == 6
 
 
 def test_best_dev_without_task_probe_items_is_refused(

@@ -1,8 +1,11 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from peft import PeftModel
 
 from tell_core.errors import ModelError
@@ -48,34 +51,107 @@ def test_pickled_weights_are_refused(tmp_path: Path):
         models.load_model(str(tmp_path), device=CPU)
 
 
-def test_a_changed_weight_changes_the_digest(model_directory: Path, tmp_path: Path):
-    for path in model_directory.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    weights = tmp_path / "model.safetensors"
+@pytest.fixture
+def model_copy(model_directory: Path, tmp_path: Path) -> Path:
+    """A copy of the model's directory, to be damaged."""
+    return Path(shutil.copytree(model_directory, tmp_path / "copy"))
+
+
+def test_a_changed_weight_changes_the_digest(model_directory: Path, model_copy: Path):
+    weights = model_copy / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
 
-    assert models.model_digest(tmp_path) != models.model_digest(model_directory)
+    assert models.model_digest(model_copy) != models.model_digest(model_directory)
 
 
-def test_equal_seeds_give_equal_random_models(base: LoadedModel):
-    def create(seed: int) -> LoadedModel:
-        return models.create_model_from_config(
-            base.tokenizer,
-            hidden_size=32,
-            num_layers=2,
-            num_heads=2,
-            intermediate_size=64,
-            max_tokens=64,
-            seed=seed,
-        )
+def test_the_digest_covers_the_end_tokens_of_generation(model_copy: Path):
+    before = models.model_digest(model_copy)
+    (model_copy / "generation_config.json").write_text('{"eos_token_id": 7}')
+    other = models.model_digest(model_copy)
+    (model_copy / "generation_config.json").unlink()
 
-    again, other = create(0), create(1)
+    assert len({before, other, models.model_digest(model_copy)}) == 3
 
-    assert torch.equal(again.model.lm_head.weight, base.model.lm_head.weight)
-    assert again.digest == base.digest
-    assert other.digest != base.digest
+
+def test_the_digest_reads_unchanged_files_once(model_copy: Path, monkeypatch: pytest.MonkeyPatch):
+    before = models.model_digest(model_copy)
+    monkeypatch.setattr(models, "file_digest", lambda path: pytest.fail(f"{path} was read again"))
+
+    assert models.model_digest(model_copy) == before
+
+
+@given(share=st.floats(0, 0.999))
+def test_weights_cut_short_anywhere_are_named(
+    model_directory: Path, tmp_path_factory: pytest.TempPathFactory, share: float
+):
+    content = (model_directory / "model.safetensors").read_bytes()
+    directory = tmp_path_factory.mktemp("cut")
+    (directory / "model.safetensors").write_bytes(content[: int(len(content) * share)])
+
+    with pytest.raises(ModelError, match=r"model\.safetensors is damaged") as caught:
+        models.check_weights(directory)
+
+    assert caught.value.exit_code == 2
+
+
+def test_a_model_with_damaged_weights_is_refused(model_copy: Path):
+    weights = model_copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+    with pytest.raises(ModelError, match=r"model\.safetensors is damaged"):
+        models.load_model(str(model_copy), device=CPU)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{}", b"\xff", b'{"version": "1.0", "added_tokens": [], "model": {}}']
+)
+def test_a_damaged_tokenizer_is_refused(model_copy: Path, content: bytes):
+    (model_copy / "tokenizer.json").write_bytes(content)
+
+    with pytest.raises(ModelError, match=r"tokenizer\.json.*fetch or save the model again"):
+        models.load_tokenizer(str(model_copy))
+
+
+def test_the_context_is_read_from_the_configuration_alone(model_copy: Path):
+    (model_copy / "model.safetensors").unlink()
+    (model_copy / "tokenizer.json").unlink()
+
+    assert models.context_tokens(str(model_copy)) == 64
+
+
+def test_a_damaged_configuration_is_named(model_copy: Path):
+    (model_copy / "config.json").write_text("{")
+
+    with pytest.raises(ModelError, match=r"config\.json cannot be loaded"):
+        models.context_tokens(str(model_copy))
+
+
+def test_a_full_model_comes_back_in_float32_beside_a_bfloat16_base(
+    model_directory: Path, base: LoadedModel, tmp_path: Path
+):
+    models.save_trained(base.model, base.tokenizer, tmp_path)
+    rounded = models.load_model(str(model_directory), dtype="bfloat16", device=CPU)
+
+    trained = models.load_trained(rounded, tmp_path)
+
+    assert rounded.model.dtype == torch.bfloat16
+    pairs = zip(trained.parameters(), base.model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_damaged_adapter_is_named(
+    training_spec: Callable[..., TrainingSpec], base: LoadedModel, tmp_path: Path
+):
+    adapted = models.attach_lora(base.model, training_spec())
+    models.save_trained(adapted, base.tokenizer, tmp_path)
+    models.detach_adapter(adapted)
+    weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4])
+
+    with pytest.raises(ModelError, match=r"adapter_model\.safetensors is damaged"):
+        models.load_trained(base, tmp_path)
 
 
 def test_a_saved_adapter_gives_the_same_logits_and_comes_off_again(

@@ -1,0 +1,20 @@
+"""What of the training settings decides the result, and so belongs to a training's identity."""
+
+from typing import Any
+
+from tell_core.spec.model import TrainingSpec
+
+# Where, how fast and in what pieces a training is computed, never what.
+NOT_IDENTITY = frozenset({"device", "threads", "checkpoint_seconds", "micro_batch_size"})
+
+
+def training_fields(training: TrainingSpec) -> dict[str, Any]:
+    """The settings that decide what a training gives, by name; JSON values.
+
+    The stage's fingerprint and the checkpoint's identity are both made of these. The learning rate
+    is among them as it stands in ``training``: settle a tuned one first. The size of micro-batches
+    counts only with adapter dropout, whose draws follow it; otherwise it changes sums by rounding.
+    """
+    has_dropout = training.method == "lora" and training.lora_dropout > 0
+    ignored = NOT_IDENTITY - {"micro_batch_size"} if has_dropout else NOT_IDENTITY
+    return training.model_dump(mode="json", exclude=set(ignored))
