@@ -21,7 +21,7 @@ _VERSION = 1
 _SEED = 0
 SIZE = WorldSize()
 PRETRAINING = TrainingSpec(
-    method="full", learning_rate=3e-3, epochs=4, batch_size=32, keep="last", num_probes=2
+    method="full", learning_rate=2e-3, epochs=2, batch_size=32, keep="last", num_probes=2
 )
 
 

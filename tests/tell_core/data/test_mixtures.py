@@ -348,9 +348,10 @@ def test_what_is_kept_between_cells_changes_nothing(world, monkeypatch):
     cells = [world.cell(arm, budget, seed=1) for arm in ARMS for budget in (1500, 600)]
     shared = [world.build(cell, name="shared") for cell in cells]
 
+    monkeypatch.setattr("tell_core.data.pools._MAX_KEPT_TOKENS", 2000)
     for cell, built in zip(cells, shared, strict=True):
         renderer = renderer_for(world.spec, world.renderer.tokenizer)
-        monkeypatch.setattr(world, "renderer", renderer)  # nothing was kept for this one
+        monkeypatch.setattr(world, "renderer", renderer)  # little or nothing is kept for this one
         alone = world.build(cell, name="alone")
         assert _contents(alone) == _contents(built)
 
