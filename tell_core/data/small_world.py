@@ -100,7 +100,7 @@ class WorldSize:
     """Use frequency of the k-th skill (and of the k-th cipher) is proportional to k to the minus
     this."""
     composition_share: float = 0.8
-    """Share of general examples that compose a position skill with a public cipher."""
+    """Share of general examples that compose position skills with a public cipher."""
     json_share: float = 0.5
     """Share of pre-training and general examples answered as JSON."""
     hidden_size: int = 96
@@ -198,7 +198,9 @@ def general_requests(size: WorldSize) -> dict[Request, float]:
     position = zipf_frequencies(CHAINS, 1.0)
     cipher = zipf_frequencies(PUBLIC_CIPHERS, size.zipf_exponent)
     single = zipf_frequencies(SINGLE_SKILLS, size.zipf_exponent)
-    skills = {(name,): (1 - size.composition_share) * p for name, p in single.items()}
+    skills: dict[tuple[str, ...], float] = {
+        (name,): (1 - size.composition_share) * p for name, p in single.items()
+    }
     for (chain, p), (last, q) in itertools.product(position.items(), cipher.items()):
         skills[*chain, last] = size.composition_share * p * q
     return _with_formats(skills, size)
@@ -336,7 +338,7 @@ def use_frequencies(requests: Mapping[Request, float]) -> dict[str, float]:
 
 
 def _group(name: str, frequencies: Mapping[str, Mapping[str, float]]) -> str:
-    """``shared``: the task and general data use it; ``specific``: the task alone; else ``other``."""
+    """``shared``: used by task and general data; ``specific``: by the task only; or ``other``."""
     if name not in frequencies["task"]:
         return "other"
     return "shared" if name in frequencies["general"] else "specific"
@@ -365,7 +367,7 @@ def write_base_init(directory: Path, size: WorldSize) -> None:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A lossless tokenizer: one token per instruction word, letter and piece of JSON; else bytes."""
+    """A lossless tokenizer: a token per instruction word, letter and piece of JSON; else bytes."""
     pieces = [*POSITION_SKILLS, *PUBLIC_CIPHERS, PRIVATE_CIPHER, "then", "as", *FORMATS]
     words = [*pieces, *(f"\u0120{piece}" for piece in pieces), '{"answer":"', '"}', ":\u0120"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -383,7 +385,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=backend,
         pad_token="<|pad|>",
         eos_token="<|end|>",
