@@ -4,6 +4,7 @@ Shape letters: D draws, R = D + 1 rows (the estimate, then the draws), S seeds, 
 K statistics per item.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -103,11 +104,16 @@ def item_mean(statistics: FloatArray, weights: FloatArray) -> FloatArray:
     return np.asarray((weights @ statistics)[:, 0] / weights.sum(axis=1))
 
 
-def curve_row(point: CurvePoint, resampling: Resampling) -> dict[str, Any]:
+def curve_row(
+    point: CurvePoint,
+    resampling: Resampling,
+    limits: tuple[float, float] = (-math.inf, math.inf),
+) -> dict[str, Any]:
     """One entry of ``curves`` in leverage.json.
 
-    The interval covers seeds and items. With one seed there is none (null, with the reason),
-    unless the score does not vary with the seed: then the interval covers items.
+    The interval covers seeds and items and ends where scores do, at ``limits``. With one seed
+    there is none (null, with the reason), unless the score does not vary with the seed: then the
+    interval covers items.
     """
     low, high, reason = _interval_of(point, resampling)
     pairs = zip(point.seeds, point.scores.tolist(), strict=True)
@@ -117,8 +123,8 @@ def curve_row(point: CurvePoint, resampling: Resampling) -> dict[str, Any]:
         "general_budget_tokens": point.general_budget_tokens,
         "task_tokens": float(point.task_tokens.mean()),
         "mean": finite_or_none(float(point.scores.mean())),
-        "low": low,
-        "high": high,
+        "low": low if low is None else max(low, limits[0]),
+        "high": high if high is None else min(high, limits[1]),
         "reason": reason,
         "num_items": point.num_items,
         "seeds": [{"seed": seed, "score": finite_or_none(score)} for seed, score in pairs],

@@ -128,7 +128,7 @@ def _metric_entry(
             arm: {budget: _crossings(rows) for budget, rows in by_general.items()}
             for arm, by_general in arms.items()
         },
-        "curves": [curve_row(point, resampling) for point in points],
+        "curves": [curve_row(point, resampling, metric.limits) for point in points],
     }
 
 

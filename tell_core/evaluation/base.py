@@ -62,6 +62,7 @@ class Metric(ABC):
         needs_generation: Whether it looks at generated text.
         options: Fields of MetricSpec that mean something to it, besides the name.
         has_item_scores: Whether the score of a single item is defined.
+        limits: Lowest and highest score there can be.
     """
 
     name: ClassVar[str]
@@ -70,6 +71,7 @@ class Metric(ABC):
     needs_generation: ClassVar[bool] = True
     options: ClassVar[frozenset[str]] = frozenset({"field"})
     has_item_scores: ClassVar[bool] = True
+    limits: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
     def __init__(self, spec: MetricSpec) -> None:
         self.spec = spec

@@ -117,6 +117,7 @@ class Mcc(LabelMetric):
     """
 
     name = "mcc"
+    limits = (-1.0, 1.0)
 
     def _score_sums(self, sums: FloatArray) -> FloatArray:
         correct, predicted, gold = _label_counts(sums)

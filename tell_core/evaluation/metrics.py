@@ -5,6 +5,7 @@ Shape letters: N items, K statistics per item.
 
 import difflib
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -70,6 +71,7 @@ class LogProbability(MeanMetric):
     """
 
     name = "log_probability"
+    limits = (-math.inf, 0.0)
     needs_generation = False
     options: ClassVar[frozenset[str]] = frozenset()
 
@@ -85,6 +87,7 @@ class LogProbabilityPerByte(MeanMetric):
     """
 
     name = "log_probability_per_byte"
+    limits = (-math.inf, 0.0)
     needs_generation = False
     options: ClassVar[frozenset[str]] = frozenset()
 

@@ -3,6 +3,7 @@
 Shape letters: N items, K statistics per item, D draws of item weights.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -28,6 +29,7 @@ class CharacterErrorRate(Metric):
     """
 
     name = "character_error_rate"
+    limits = (0.0, math.inf)
     higher_is_better = False
 
     def payloads(self, items: Sequence[ScoredItem]) -> list[Payload]:
@@ -48,6 +50,7 @@ class Bleu(Metric):
     """
 
     name = "bleu"
+    limits = (0.0, 100.0)
     has_item_scores = False
 
     @property
@@ -86,6 +89,7 @@ class Chrf(Metric):
     """
 
     name = "chrf"
+    limits = (0.0, 100.0)
     word_order: ClassVar[int] = 0
 
     @property

@@ -32,6 +32,17 @@ def test_the_interval_of_a_mean_score_covers_seeds_and_items() -> None:
     assert 0.92 <= np.mean([row["low"] <= 0 <= row["high"] for row in rows]) <= 0.98
 
 
+def test_the_interval_ends_where_scores_do() -> None:
+    scores = np.asarray([[0.0] * 9 + [1.0], [1.0] * 10])
+
+    free = curve_row(point("sft", 1000, scores), FAST)
+    row = curve_row(point("sft", 1000, scores), FAST, (0.0, 1.0))
+
+    assert free["high"] > 1.0
+    assert free["low"] < 0.0
+    assert (row["low"], row["high"]) == (0.0, 1.0)
+
+
 def test_one_seed_has_no_interval_and_says_why() -> None:
     row = curve_row(point("sft", 1000, np.ones((1, 5))), FAST)
 
