@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from tell_core.data.curation import curation_inputs
 from tell_core.errors import InputError, StoreError
 from tell_core.evaluation.metrics import build_metrics
-from tell_core.pipeline import STAGE_VERSIONS, CellOutcome, Stage, base_digest
+from tell_core.pipeline import STAGE_VERSIONS, CellOutcome, Stage, base_digest, renderer_of
 from tell_core.spec.identity import canonical_json, file_digest, fingerprint
 from tell_core.spec.loading import dump_spec
 from tell_core.spec.model import ExperimentSpec
@@ -381,11 +381,20 @@ def is_finished(spec: ExperimentSpec, root: Path, *, tracked_at: str | None) -> 
 
 
 def run_identity(spec: ExperimentSpec) -> str:
-    """Fingerprint of a whole run: specification, data, base model and versions of the stages."""
+    """Fingerprint of a whole run: specification, data, base model and versions of the stages.
+
+    Data and model enter by their content, never by where they lie.
+    """
+    fields = spec.model_dump(mode="json")
+    del fields["model"]["id"], fields["model"]["chat_template"]
+    task = fields["task"]
+    for source in [*fields["general"], task["train"], task["test"], task["dev"] or {}]:
+        source.pop("path", None)
     return fingerprint(
-        spec,
+        fields,
         curation_inputs(spec),
         base_digest(spec.model.id, spec.model.revision),
+        renderer_of(spec).digest,
         STAGE_VERSIONS,
     )
 

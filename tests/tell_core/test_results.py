@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,6 +10,7 @@ from tell_core.results import (
     check_metrics,
     open_run,
     query,
+    run_identity,
     sole_owner,
     write_parquet,
     write_spec,
@@ -84,3 +86,12 @@ def test_a_run_directory_has_one_owner(tmp_path: Path):
 
     with sole_owner(tmp_path):
         pass
+
+
+def test_a_run_is_the_same_wherever_its_data_and_model_lie(tiny_world: Path, tmp_path: Path):
+    moved = shutil.copytree(tiny_world, tmp_path / "moved")
+    here = ExperimentSpec.model_validate(tiny_fields(tiny_world))
+    there = ExperimentSpec.model_validate(tiny_fields(moved))
+    other = ExperimentSpec.model_validate(tiny_fields(moved) | {"seeds": [7]})
+
+    assert run_identity(here) == run_identity(there) != run_identity(other)
