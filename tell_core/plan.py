@@ -15,11 +15,14 @@ from tell_core.pipeline import Stage, check_references_of, context_of, renderer_
 from tell_core.spec.arms import parse_arm
 from tell_core.spec.cells import Cell, plan_cells, tuning_cells
 from tell_core.spec.model import ExperimentSpec
+from tell_core.training.devices import cpu_threads, resolve_device, resolve_precision
 from tell_core.training.models import check_weights, resolve_model
 
-# Training moves 6 floating-point operations per parameter and token: forward 2, backward 4.
-_FLOP_PER_PARAMETER_TOKEN = 6
-# Share of a matrix product's speed that training reaches; 0.3-0.5 was seen on CPUs.
+# Floating-point operations per parameter and token: 2 forward, 2 backward to the activations, and 2
+# more to the weights where all of them are trained.
+_FLOP_PER_PARAMETER_TOKEN = {"lora": 4, "full": 6}
+# Share of a matrix product's speed that training reached on one CPU thread: 0.38 for SmolLM2-135M
+# (LoRA, bfloat16), 0.23 for the demo's 0.3 M parameters.
 _EFFICIENCY = 0.35
 
 
@@ -77,7 +80,7 @@ def make_plan(spec: ExperimentSpec, curated: Stage) -> Plan:
     check_weights(directory)
     parameters = _num_parameters(directory)
     tokens = sum(plan.ledger["rendered_tokens"] * plan.num_trainings for plan in cells)
-    flop = tokens * parameters * _FLOP_PER_PARAMETER_TOKEN
+    flop = tokens * parameters * _FLOP_PER_PARAMETER_TOKEN[spec.training.method]
     return Plan(
         cells=tuple(cells),
         training_seconds=flop / (_matrix_flops(spec) * _EFFICIENCY),
@@ -102,17 +105,18 @@ def _num_parameters(directory: Path) -> int:
 
 
 def _matrix_flops(spec: ExperimentSpec) -> float:
-    """Measured speed of a matrix product where training will run, in FLOP per second."""
-    use_gpu = spec.training.device != "cpu" and torch.cuda.is_available()
-    device, size = ("cuda", 4096) if use_gpu else ("cpu", 512)
-    dtype = torch.bfloat16 if use_gpu else torch.float32
-    matrix = torch.randn(size, size, device=device, dtype=dtype)
+    """Measured speed of a matrix product as training will compute it, in FLOP per second."""
+    device = resolve_device(spec.training.device)
+    precision = resolve_precision(spec.model.dtype, device, spec.training.method)
+    dtype = precision.compute or precision.weights
+    size = 4096 if device.type == "cuda" else 512
     best = math.inf
-    for _ in range(5):
-        start = time.perf_counter()
-        product = matrix @ matrix
-        product.flatten()[0].item()
-        best = min(best, time.perf_counter() - start)
+    with cpu_threads(spec.training.threads):
+        matrix = torch.randn(size, size, device=device).to(dtype)
+        for _ in range(8):
+            start = time.perf_counter()
+            (matrix @ matrix).flatten()[0].item()
+            best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
 
 
