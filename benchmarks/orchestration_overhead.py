@@ -23,6 +23,7 @@ SLICE = ["arms=[base, sft, tell]", "seeds=[0]", "training.learning_rate=0.003"]
 
 
 def main() -> None:
+    """Run the pairs and print medians as JSON."""
     arguments = _parse()
     pairs = [_pair(arguments.world.absolute()) for _ in range(arguments.pairs)]
     bare, run = (statistics.median(pair[name] for pair in pairs) for name in ("bare", "run"))

@@ -23,7 +23,7 @@ from prefect.cache_policies import NO_CACHE
 from tasks.stores import SQLITE, tracking_uri, without_password
 from tell_core.errors import InputError, TellError
 from tell_core.pipeline import CellOutcome, Stage, base_digest, renderer_of
-from tell_core.results import git_commit
+from tell_core.results import FINAL_FILES, git_commit
 from tell_core.spec.model import ExperimentSpec
 from tell_core.store import explain_disk_errors, read_json, write_json
 
@@ -35,14 +35,6 @@ _LIBRARY = Path(__file__).parent.parent / "tell_core"
 _SERVED_WITH = (
     *("jinja2", "numpy", "pandas", "peft", "psutil", "pydantic", "pyyaml", "safetensors"),
     *("scipy", "torch", "transformers"),
-)
-_TOP_FILES = (
-    "spec.resolved.yaml",
-    "manifest.json",
-    "results.parquet",
-    "leverage.json",
-    "emergence.json",
-    "report.html",
 )
 
 
@@ -127,7 +119,7 @@ def close_experiment(
     """
     client = connect(root)
     parent = record["parent"]
-    for name in _TOP_FILES:
+    for name in FINAL_FILES:
         if (root / name).exists():
             client.log_artifact(parent, str(root / name))
     client.log_artifacts(parent, str(curated.path), "curate")

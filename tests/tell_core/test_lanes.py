@@ -81,6 +81,7 @@ def test_lanes_end_when_their_owner_is_killed(tmp_path: Path):
     owner.wait()
 
     wait_until(lambda: not psutil.pid_exists(lane), seconds=10)
+    assert not psutil.pid_exists(lane)
 
 
 def test_progress_is_read_back(tmp_path: Path):
