@@ -68,7 +68,8 @@ def _run(spec: ExperimentSpec, root: Path, track: bool) -> dict[str, Any]:
             note_runs(root, run_ids)
             uri = close_experiment(spec, root, record, curated, outcomes)
     except BaseException:
-        fail_experiment(root)
+        if record:
+            fail_experiment(root)
         raise
     show_results(root, uri, run_url(record) if record else None)
     seal_run(spec, root, curated, outcomes, tracked_at=tracking_uri(root) if track else None)

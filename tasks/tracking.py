@@ -100,7 +100,8 @@ def track_cells(
         run_id = known.get(key) or _track_cell(client, record, outcome)
         cells[outcome.cell.name] = run_id
     write_json(root / _RECORD, {**record, "cells": cells})
-    get_run_logger().info("%d child runs, %d of them new", len(cells), len(cells) - len(known))
+    num_new = len(set(cells.values()) - set(known.values()))
+    get_run_logger().info("%d child runs, %d of them new", len(cells), num_new)
     return cells
 
 

@@ -169,3 +169,20 @@ def test_a_rerun_reuses_every_stage_and_adds_no_runs(root: Path, spec_file: Path
 def test_two_runs_in_one_directory_are_refused(root: Path, spec_file: Path):
     with sole_owner(root), pytest.raises(StoreError, match="another run is working"):
         run_experiment(spec_file, [], root, False)
+
+
+def test_a_failure_without_tracking_leaves_the_recorded_run_alone(
+    root: Path, spec_file: Path, monkeypatch
+):
+    record = read_record(root)
+    assert record is not None
+
+    def fail(*_arguments: object) -> None:
+        raise StoreError("planted")
+
+    monkeypatch.setattr("flows.experiment.run_cells", fail)
+    with pytest.raises(StoreError, match="planted"):
+        run_experiment(spec_file, [], root, False)
+
+    run = mlflow.MlflowClient(record["uri"]).get_run(record["parent"])
+    assert run.info.status == "FINISHED"
