@@ -1,5 +1,6 @@
 """The experiment specification: frozen, closed to unknown keys, a docstring per field."""
 
+from itertools import product
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self
 
@@ -99,6 +100,8 @@ class CurationSpec(Section):
     general_heldout_examples: PositiveInt = 32
     """General examples held out to measure the price paid in general ability; the loss of all is
     traced."""
+    retention_examples: PositiveInt = 32
+    """Examples of `retention` that are measured, by seeded choice."""
     drop_duplicates: bool = True
     """Whether later exact copies of an example are removed."""
     drop_overlap: bool = True
@@ -150,8 +153,8 @@ class TrainingSpec(Section):
     """Low-rank adapters (peft) or all weights."""
     learning_rate: PositiveFloat | Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = 2e-4
     """Peak learning rate; several: each arm gets the one with the best dev loss (tuning)."""
-    epochs: PositiveInt = 3
-    """Passes over the mixture."""
+    epochs: PositiveInt | Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = 3
+    """Passes over the mixture; several: tuned together with the learning rate."""
     min_steps: Annotated[int, Field(ge=0)] = 50
     """Fewest optimiser steps: an arm with too little data for them makes more passes over it."""
     batch_size: PositiveInt = 16
@@ -187,19 +190,25 @@ class TrainingSpec(Section):
     """CPU threads of one training."""
 
     @property
-    def is_tuned(self) -> bool:
-        """Whether several learning rates are to be compared."""
-        return isinstance(self.learning_rate, tuple) and len(self.learning_rate) > 1
+    def candidates(self) -> tuple[tuple[float, int], ...]:
+        """Learning rate and epochs, one pair or several to be compared."""
+        rates = self.learning_rate if isinstance(self.learning_rate, tuple) else (self.learning_rate,)
+        epochs = self.epochs if isinstance(self.epochs, tuple) else (self.epochs,)
+        return tuple(product(rates, epochs))
 
     @property
-    def learning_rates(self) -> tuple[float, ...]:
-        """The candidates, one or several."""
-        rate = self.learning_rate
-        return rate if isinstance(rate, tuple) else (rate,)
+    def is_tuned(self) -> bool:
+        """Whether several candidates are to be compared."""
+        return len(self.candidates) > 1
+
+    @property
+    def num_epochs(self) -> int:
+        """Passes over the mixture, once they are settled: the largest candidate until then."""
+        return max(epochs for _, epochs in self.candidates)
 
 
 class TuningSpec(Section):
-    """Equal tuning effort: every trained arm tries the same learning rates at one budget."""
+    """Equal tuning effort: every trained arm tries the same learning rates and epochs."""
 
     task_tokens: PositiveInt | None = None
     """Task budget of the comparison; None: the middle one of `budgets.task_tokens`."""
@@ -211,7 +220,7 @@ class MetricSpec(Section):
     """One metric. In YAML a plain string is its name."""
 
     name: str = Field(min_length=1)
-    """Name of the metric; `docs/user-guide.md` lists them."""
+    """Name of the metric, `docs/user-guide.md` lists them; or `module:function` for your own."""
     field: str | None = None
     """Column of the test data that holds the reference label; else the parsed reference."""
     labels: tuple[str, ...] | None = None
@@ -220,6 +229,8 @@ class MetricSpec(Section):
     """Positive label, for F1."""
     normalise: bool = False
     """Whether case, punctuation and runs of white space are ignored (exact match)."""
+    higher_is_better: bool = True
+    """Direction of a metric of your own (name `module:function`); the others know theirs."""
 
     @model_validator(mode="before")
     @classmethod
@@ -238,6 +249,26 @@ class ParseSpec(Section):
     """Constant beginning removed from predictions and references."""
 
 
+class HarnessSpec(Section):
+    """One task of lm-evaluation-harness. In YAML a plain string is its name."""
+
+    task: str = Field(min_length=1)
+    """Name of the task, as the harness knows it."""
+    metric: str = "acc"
+    """Which of the task's metrics is taken."""
+    num_shots: Annotated[int, Field(ge=0)] = 0
+    """Solved examples before each question."""
+    max_items: PositiveInt | None = None
+    """First items used; None: all."""
+    tasks_dir: str | None = None
+    """Directory with task files of your own (the harness's YAML format)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"task": value} if isinstance(value, str) else value
+
+
 class EvaluationSpec(Section):
     """Evaluation of every cell on the same items."""
 
@@ -245,14 +276,31 @@ class EvaluationSpec(Section):
     """Test items used, by seeded choice; None: all."""
     max_new_tokens: PositiveInt = 128
     """Longest generated answer in tokens."""
+    max_new_tokens_column: str | None = None
+    """Column of the test data with a limit for each item; `max_new_tokens` caps it."""
+    stop: tuple[str, ...] = ()
+    """Strings that end an answer; it is cut off before the first of them."""
     batch_size: PositiveInt = 16
     """Items generated side by side."""
+    backend: Literal["transformers", "vllm"] = "transformers"
+    """What generates: the model as it was trained, or vLLM (extra `vllm`, GPU)."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """0: the likeliest token each time (greedy); above: tokens are drawn."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Tokens are drawn from the likeliest that together hold this probability."""
+    decoding_seed: Seed = 0
+    """Seed of the draws; each item has a stream of its own."""
+    num_repeats: PositiveInt = 1
+    """How often all answers are generated, to measure the noise of decoding: drawn with other
+    seeds, or greedy in other batches. The first repeat is the score."""
     metrics: tuple[MetricSpec, ...] = (MetricSpec(name="exact_match"),)
     """Metrics beside the gold log-probability, which is always there."""
     parse: ParseSpec = ParseSpec()
     """How answers are read."""
     num_shots: PositiveInt = 4
     """Solved examples in the prompt of arm base_few_shot."""
+    harness: tuple[HarnessSpec, ...] = ()
+    """Tasks of lm-evaluation-harness run on every model (extra `harness`); part of the price."""
 
 
 class AnalysisSpec(Section):
@@ -266,6 +314,10 @@ class AnalysisSpec(Section):
     """Metric of the headline answer."""
     seed: Seed = 0
     """Seed of the bootstrap."""
+    target_score: float | None = None
+    """Score of the primary metric for which the forecast says how much task data it takes."""
+    forecast_confidence: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    """Coverage of the forecast's intervals."""
 
 
 class ExperimentSpec(Section):
@@ -279,6 +331,8 @@ class ExperimentSpec(Section):
     """The task."""
     general: tuple[SourceSpec, ...] = ()
     """General instruction data."""
+    retention: tuple[SourceSpec, ...] = ()
+    """Examples of abilities to be kept; never trained on, only measured: part of the price."""
     curation: CurationSpec = CurationSpec()
     """Curation."""
     anchor: AnchorSpec = AnchorSpec()
