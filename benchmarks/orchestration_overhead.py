@@ -71,7 +71,7 @@ def _times(database: Path) -> dict[str, float]:
 
 def _bare(world: Path, root: Path) -> None:
     from tell_core.analysis.summary import analyse_run
-    from tell_core.pipeline import chosen_rate, curate_stage, run_cell, tune
+    from tell_core.pipeline import chosen_settings, curate_stage, run_cell, tune
     from tell_core.report.page import write_report
     from tell_core.results import open_run, write_results
     from tell_core.spec.cells import plan_cells
@@ -84,7 +84,7 @@ def _bare(world: Path, root: Path) -> None:
     curated = curate_stage(spec, root)
     tuning = tune(spec, curated)
     outcomes = [
-        run_cell(spec, cell, curated, chosen_rate(spec, tuning, cell.arm))
+        run_cell(spec, cell, curated, chosen_settings(spec, tuning, cell.arm))
         for cell in plan_cells(spec)
     ]
     write_results(spec, root, curated, outcomes, tuning)

@@ -9,7 +9,8 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from tasks.progress import announce_total
-from tasks.stages import run_cell, tune_arm
+from tasks.stages import choose_round, run_cell, tune_arm
+from tell_core.analysis.adaptive import Round
 from tell_core.errors import TellError
 from tell_core.lanes import num_lanes, open_lanes, stop_lanes
 from tell_core.pipeline import CellOutcome, Stage
@@ -19,32 +20,54 @@ from tell_core.spec.model import ExperimentSpec
 T = TypeVar("T")
 
 
-def run_cells(spec: ExperimentSpec, curated: Stage) -> tuple[list[CellOutcome], dict[str, Any]]:
-    """Tune each arm, then mix, train and evaluate every cell, as many at once as there are lanes.
+def run_cells(
+    spec: ExperimentSpec, curated: Stage, *, is_adaptive: bool
+) -> tuple[list[CellOutcome], dict[str, Any], list[Round]]:
+    """Tune each arm, then mix, train and evaluate the cells, as many at once as there are lanes.
+
+    Args:
+        spec: The experiment.
+        curated: Its data.
+        is_adaptive: Run only the cells that the answer needs, in rounds; else all in one round.
 
     Returns:
-        The outcome of every cell, and the tuning table by arm.
+        The outcome of every cell, the tuning table by arm, and the rounds.
     """
     lanes = num_lanes(spec.training.threads, spec.training.device)
     with open_lanes(lanes):
         runner: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=lanes)
-        return cells_flow.with_options(task_runner=runner)(spec, curated)
+        return cells_flow.with_options(task_runner=runner)(spec, curated, is_adaptive)
 
 
 @flow(name="cells", flow_run_name="cells · {spec.name}", validate_parameters=False)
-def cells_flow(spec: ExperimentSpec, curated: Stage) -> tuple[list[CellOutcome], dict[str, Any]]:
-    """Submit the tuning of every arm, wait, then submit every cell."""
-    cells, comparisons = plan_cells(spec), tuning_cells(spec)
-    announce_total(len(cells) + len(comparisons))
+def cells_flow(
+    spec: ExperimentSpec, curated: Stage, is_adaptive: bool
+) -> tuple[list[CellOutcome], dict[str, Any], list[Round]]:
+    """Submit the tuning of every arm, wait, then submit the cells, round by round."""
+    comparisons = tuning_cells(spec)
+    rounds: list[Round] = []
+    outcomes: list[CellOutcome] = []
     try:
+        announce_total(len(comparisons) + (0 if is_adaptive else len(plan_cells(spec))))
         tables = gather([tune_arm.submit(spec, cell, curated) for cell in comparisons])
         tuning = {cell.arm: table for cell, table in zip(comparisons, tables, strict=True)}
-        outcomes = gather([run_cell.submit(spec, cell, curated, tuning) for cell in cells])
+        while step := _next(spec, outcomes, is_adaptive=is_adaptive):
+            rounds.append(step)
+            announce_total(sum(len(step.cells) for step in rounds) + len(comparisons))
+            outcomes += gather([run_cell.submit(spec, c, curated, tuning) for c in step.cells])
     except (KeyboardInterrupt, TerminationSignal):
         # Before the task runner joins its threads, which wait for the lanes.
         stop_lanes()
         raise
-    return outcomes, tuning
+    return outcomes, tuning, rounds
+
+
+def _next(
+    spec: ExperimentSpec, outcomes: Sequence[CellOutcome], *, is_adaptive: bool
+) -> Round | None:
+    if is_adaptive:
+        return choose_round(spec, outcomes)
+    return None if outcomes else Round(plan_cells(spec), "the full grid")
 
 
 def gather(futures: Sequence[PrefectFuture[T]]) -> list[T]:

@@ -79,29 +79,73 @@ def run(
     settings: Settings = None,
     out: Out = None,
     no_track: NoTrack = False,
+    adaptive: Annotated[
+        bool, typer.Option("--adaptive", help="Run only the cells that the answer needs.")
+    ] = False,
 ) -> None:
     """Run an experiment; a rerun does only what is missing."""
     from flows.launch import launch_experiment
 
-    _print_answer(launch_experiment(spec, settings or [], out, is_tracked=not no_track))
+    outcome = launch_experiment(
+        spec, settings or [], out, is_tracked=not no_track, is_adaptive=adaptive
+    )
+    _print_answer(outcome)
 
 
 @app.command()
 @explained
-def plan(spec: Spec, settings: Settings = None, out: Out = None, as_json: AsJson = False) -> None:
+def plan(
+    spec: Spec,
+    settings: Settings = None,
+    out: Out = None,
+    hours: Annotated[
+        float | None, typer.Option(min=0, help="Propose what fits into so many hours.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Show cells, exact tokens, steps, estimated time and disk; train nothing."""
     from flows.launch import plan_experiment
 
-    planned = plan_experiment(spec, settings or [], out)
+    planned = plan_experiment(spec, settings or [], out, hours)
     if as_json:
         _print_json(planned)
         return
     _print_table(planned["cells"])
+    speed = "as fast as its finished trainings" if planned["is_speed_measured"] else "estimate"
     print(
-        f"{planned['num_cells']} cells, {planned['rendered_tokens']:,} tokens to train on;"
-        f" about {_duration(planned['training_seconds'])} of training on this machine"
-        f" (estimate; evaluation comes on top), {planned['disk_bytes'] / 1e6:,.0f} MB of disk"
+        f"{planned['num_cells']} cells, {planned['rendered_tokens']:,} tokens to train on; about"
+        f" {_duration(planned['training_seconds'])} of training and"
+        f" {_duration(planned['evaluation_seconds'])} of evaluation,"
+        f" {_duration(planned['wall_seconds'])} in all with {planned['num_lanes']} side by side on"
+        f" this machine ({speed}); {planned['disk_bytes'] / 1e6:,.0f} MB of disk"
     )
+    for name, power in planned["power"].items():
+        print(_power_line(name, power))
+    if hours is not None:
+        _print_designs(planned, spec)
+
+
+def _power_line(metric: str, power: dict[str, Any]) -> str:
+    design = f"{power['num_seeds']} seeds, {power['num_items']} items"
+    if power["smallest_difference"] is None:
+        return f"smallest difference in {metric} ({design}): unknown, {power['reason']}"
+    return (
+        f"smallest difference in {metric} ({design}) shown with {power['power']:.0%} power:"
+        f" {power['smallest_difference']:.3g} ({power['assumption']})"
+    )
+
+
+def _print_designs(planned: dict[str, Any], spec: Path) -> None:
+    print()
+    _print_table(planned["designs"])
+    if planned["settings"] is None:
+        least = planned["designs"][-1]["hours"]
+        print(f"nothing fits into {planned['hours']:g} h: the smallest part takes {least:.2g} h")
+        return
+    left_out = ", ".join(planned["left_out"]) or "nothing"
+    arguments = " ".join(f"--set '{setting}'" for setting in planned["settings"])
+    print(f"fits into {planned['hours']:g} h; leaves out: {left_out}")
+    print(f"tell run {spec} {arguments}")
 
 
 @app.command()

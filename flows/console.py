@@ -15,7 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from tasks.progress import TOTAL, listen
+from tasks.progress import DONE, ENDED, TOTAL, listen
 
 
 class ConsoleProgress:
@@ -55,31 +55,36 @@ class ConsoleProgress:
         if self._is_terminal:
             self._bars.stop()
 
-    def say(self, text: str) -> None:
-        """One line above the bars."""
-        self._bars.console.print(text, highlight=False, markup=False)
-
     def _on_progress(self, label: str, phase: str, done: int, total: int) -> None:
         with self._lock:
             if label == TOTAL:
                 self._set_total(total)
-            elif phase == "done":
+            elif phase == DONE:
                 self._finish(label)
+            elif phase == ENDED:
+                self._remove(label)
             elif self._is_terminal:
                 self._show(label, phase, done, total)
 
     def _set_total(self, num_cells: int) -> None:
         self._num_cells = num_cells
-        self._total = self._bars.add_task("cells", total=num_cells)
+        if self._total is None:
+            self._total = self._bars.add_task("cells", total=num_cells)
+        else:
+            self._bars.update(self._total, total=num_cells)
 
     def _finish(self, label: str) -> None:
         self._num_done += 1
-        if label in self._lines:
-            self._bars.remove_task(self._lines.pop(label))
+        self._remove(label)
         if self._total is not None:
             self._bars.update(self._total, completed=self._num_done)
         if not self._is_terminal:
-            self.say(f"[{self._num_done}/{self._num_cells}] {label}")
+            line = f"[{self._num_done}/{self._num_cells}] {label}"
+            self._bars.console.print(line, highlight=False, markup=False)
+
+    def _remove(self, label: str) -> None:
+        if label in self._lines:
+            self._bars.remove_task(self._lines.pop(label))
 
     def _show(self, label: str, phase: str, done: int, total: int) -> None:
         if label not in self._lines:

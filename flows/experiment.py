@@ -17,6 +17,7 @@ from tasks.tracking import (
     run_url,
     track_cells,
 )
+from tell_core.analysis.adaptive import contest
 from tell_core.plan import make_plan
 from tell_core.results import (
     default_root,
@@ -36,6 +37,7 @@ def run_experiment(
     settings: Sequence[str] = (),
     out: Path | None = None,
     track: bool = True,
+    adaptive: bool = False,
 ) -> dict[str, Any]:
     """Curate once, tune, then mix, train and evaluate every cell; analyse, report, register.
 
@@ -44,24 +46,25 @@ def run_experiment(
         settings: ``name=value`` for its variables and fields.
         out: Run directory; ``runs/<experiment name>`` by default.
         track: Whether to record the run in MLflow.
+        adaptive: Run only the cells needed to find where leverage ends.
     """
     spec = load_spec(spec_file, settings)
     root = out or default_root(spec)
     open_run(spec, root)
     with sole_owner(root):
         write_spec(spec, root)
-        return _run(spec, root, track)
+        return _run(contest(spec) if adaptive else spec, root, track, adaptive)
 
 
-def _run(spec: ExperimentSpec, root: Path, track: bool) -> dict[str, Any]:
+def _run(spec: ExperimentSpec, root: Path, track: bool, is_adaptive: bool) -> dict[str, Any]:
     curated = value_of(curate(spec, root))
     show_curation(curated)
     show_plan(make_plan(spec, curated))
     record = open_experiment(spec, root, curated) if track else None
     uri = None
     try:
-        outcomes, tuning = run_cells(spec, curated)
-        leverage = analyse(spec, root, curated, outcomes, tuning)
+        outcomes, tuning, rounds = run_cells(spec, curated, is_adaptive=is_adaptive)
+        leverage = analyse(spec, root, curated, outcomes, tuning, rounds if is_adaptive else ())
         report(root)
         if record:
             run_ids = track_cells(root, record, outcomes)
@@ -72,5 +75,6 @@ def _run(spec: ExperimentSpec, root: Path, track: bool) -> dict[str, Any]:
             fail_experiment(root)
         raise
     show_results(root, uri, run_url(record) if record else None)
-    seal_run(spec, root, curated, outcomes, tracked_at=tracking_uri(root) if track else None)
+    tracked_at = tracking_uri(root) if track else None
+    seal_run(spec, root, curated, outcomes, tracked_at=tracked_at, is_adaptive=is_adaptive)
     return {"root": str(root), "model_uri": uri, "leverage": leverage}

@@ -13,10 +13,12 @@ from typing import Any
 from flows.demo_files import demo_settings, demo_spec
 from flows.local_server import prefect_server
 from tasks.stores import SQLITE, tracking_uri
+from tell_core.analysis.adaptive import contest
 from tell_core.analysis.summary import verdict_sentence
 from tell_core.demo import find_world
 from tell_core.pipeline import curate_stage, mix_stage
 from tell_core.plan import make_plan, plan_rows
+from tell_core.planner import Design, designs
 from tell_core.results import default_root, is_finished, open_run, sole_owner, source_rows
 from tell_core.spec.cells import plan_cells
 from tell_core.spec.loading import load_spec
@@ -25,16 +27,25 @@ from tell_core.store import read_json
 
 
 def launch_experiment(
-    spec_file: Path, settings: Sequence[str], out: Path | None, *, is_tracked: bool
+    spec_file: Path,
+    settings: Sequence[str],
+    out: Path | None,
+    *,
+    is_tracked: bool,
+    is_adaptive: bool,
 ) -> dict[str, Any]:
     """Run an experiment, or find that it is finished; returns the answer and where things are."""
     spec, root = _open(spec_file, settings, out)
-    if not is_finished(spec, root, tracked_at=tracking_uri(root) if is_tracked else None):
+    spec = contest(spec) if is_adaptive else spec
+    tracked_at = tracking_uri(root) if is_tracked else None
+    if not is_finished(spec, root, tracked_at=tracked_at, is_adaptive=is_adaptive):
         with _orchestrated(root) as begin:
             from flows.experiment import run_experiment
 
             begin()
-            run_experiment(spec_file.absolute(), list(settings), root.absolute(), is_tracked)
+            run_experiment(
+                spec_file.absolute(), list(settings), root.absolute(), is_tracked, is_adaptive
+            )
     return _outcome(root)
 
 
@@ -54,18 +65,53 @@ def launch_demo(out: Path, *, is_tracked: bool) -> dict[str, Any]:
     return _outcome(out)
 
 
-def plan_experiment(spec_file: Path, settings: Sequence[str], out: Path | None) -> dict[str, Any]:
-    """What an experiment will do; curation is kept and reused by the run."""
+def plan_experiment(
+    spec_file: Path, settings: Sequence[str], out: Path | None, hours: float | None = None
+) -> dict[str, Any]:
+    """What an experiment will do; curation is kept and reused by the run.
+
+    Args:
+        spec_file: The experiment's YAML.
+        settings: ``name=value`` for its variables and fields.
+        out: Run directory; ``runs/<experiment name>`` by default.
+        hours: Also say which part of it fits into so many hours.
+    """
     spec, root = _open(spec_file, settings, out)
     with sole_owner(root):
         plan = make_plan(spec, curate_stage(spec, root))
-    return {
+    planned = {
         "experiment": spec.name,
         "num_cells": len(plan_cells(spec)),
         "rendered_tokens": plan.rendered_tokens,
         "training_seconds": plan.training_seconds,
+        "evaluation_seconds": plan.cost.evaluation_seconds * len(plan_cells(spec)),
+        "wall_seconds": plan.wall_seconds,
+        "num_lanes": plan.cost.num_lanes,
+        "is_speed_measured": plan.cost.is_measured,
         "disk_bytes": plan.disk_bytes,
+        "power": plan.power,
         "cells": plan_rows(plan),
+    }
+    return planned if hours is None else planned | _fitting(designs(spec, plan), hours)
+
+
+def _fitting(parts: Sequence[Design], hours: float) -> dict[str, Any]:
+    fitting = next((part for part in parts if part.hours <= hours), None)
+    return {
+        "hours": hours,
+        "designs": [
+            {
+                "hours": round(part.hours, 3),
+                "cells": part.num_cells,
+                "seeds": len(part.spec.seeds),
+                "half width in seed sd": part.seed_half_width,
+                "leaves out": part.left_out[-1] if part.left_out else "nothing",
+                "fits": "<-" if part is fitting else "",
+            }
+            for part in parts
+        ],
+        "left_out": list(fitting.left_out) if fitting else None,
+        "settings": list(fitting.settings) if fitting else None,
     }
 
 

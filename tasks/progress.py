@@ -17,6 +17,8 @@ _ARTIFACT_EVERY_SECONDS = 5.0
 
 # Label under which the number of cells is announced.
 TOTAL = "cells"
+# Phases that end a label: of a cell or a comparison that counts, and of other work.
+DONE, ENDED = "done", "ended"
 
 _listeners: list[Listener] = []
 
@@ -34,7 +36,7 @@ def announce(label: str, phase: str, done: int, total: int) -> None:
 
 
 def announce_total(num_cells: int) -> None:
-    """Tell the listeners how many cells there are."""
+    """Tell the listeners how many cells there are, so far as is known."""
     announce(TOTAL, "cells", 0, num_cells)
 
 

@@ -14,8 +14,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from tasks.progress import Watch, announce
+from tasks.progress import DONE, ENDED, Watch, announce
 from tell_core import pipeline
+from tell_core.analysis.adaptive import Round, round_after
 from tell_core.analysis.summary import analyse_run
 from tell_core.demo import world_stage
 from tell_core.lanes import ProgressFile, in_lane
@@ -24,7 +25,7 @@ from tell_core.report.page import write_report
 from tell_core.results import write_results
 from tell_core.spec.arms import parse_arm
 from tell_core.spec.cells import Cell
-from tell_core.spec.model import ExperimentSpec
+from tell_core.spec.model import Candidate, ExperimentSpec
 from tell_core.store import read_json
 
 T = TypeVar("T")
@@ -38,6 +39,7 @@ def curate(spec: ExperimentSpec, root: Path) -> Stage | State[Stage]:
         announce("curate", phase, done, total)
 
     stage = pipeline.curate_stage(spec, root, on_progress)
+    announce("curate", ENDED, 1, 1)
     for source in read_json(stage.path / "profile.json")["sources"]:
         get_run_logger().info(
             "%s %s: kept %d of %d examples, %d tokens",
@@ -52,6 +54,7 @@ def build_world(root: Path) -> Stage | State[Stage]:
     """Write the demo's data and pre-train its base model."""
     file = _progress_file(root, "world")
     stage = in_lane(world_stage, root, file, watch=Watch("world", file))
+    announce("world", ENDED, 1, 1)
     file.path.unlink(missing_ok=True)
     return _shown(stage)
 
@@ -70,15 +73,17 @@ def mix(spec: ExperimentSpec, cell: Cell, curated: Stage) -> Stage | State[Stage
 
 
 @task(
-    name="train", task_run_name="train · {cell.label} · rate {learning_rate}", cache_policy=NO_CACHE
+    name="train",
+    task_run_name="train · {cell.label} · rate {settings.learning_rate}",
+    cache_policy=NO_CACHE,
 )
 def train(
-    spec: ExperimentSpec, cell: Cell, mixed: Stage, learning_rate: float
+    spec: ExperimentSpec, cell: Cell, mixed: Stage, settings: Candidate
 ) -> Stage | State[Stage]:
     """Train one cell in a lane."""
-    file = _progress_file(mixed.root, f"{cell.name}-{learning_rate}")
+    file = _progress_file(mixed.root, f"{cell.name}-{settings.learning_rate}-{settings.epochs}")
     stage = in_lane(
-        pipeline.train_stage, spec, cell, mixed, learning_rate, file,
+        pipeline.train_stage, pipeline.settled(spec, settings), cell, mixed, file,
         watch=Watch(cell.label, file),
     )  # fmt: skip
     file.path.unlink(missing_ok=True)
@@ -108,14 +113,13 @@ def evaluate(
 
 @task(name="tune", task_run_name="tune · {cell.arm}", cache_policy=NO_CACHE)
 def tune_arm(spec: ExperimentSpec, cell: Cell, curated: Stage) -> dict[str, Any]:
-    """Compare the learning rates of one arm on dev items."""
-    mixed = value_of(mix(spec, cell, curated))
-    rates = spec.training.learning_rates
+    """Compare learning rates and epochs of one arm on dev items."""
     trainings = [
-        (rate, pipeline.unless_diverged(train_now, spec, cell, mixed, rate)) for rate in rates
+        (settings, pipeline.unless_diverged(_mix_and_train, spec, cell, curated, settings))
+        for settings in spec.training.candidates
     ]
-    table = pipeline.compare_learning_rates(cell, trainings)
-    announce(f"tuning · {cell.label}", "done", 1, 1)
+    table = pipeline.compare_candidates(cell, trainings)
+    announce(f"tuning · {cell.label}", DONE, 1, 1)
     return table
 
 
@@ -124,14 +128,21 @@ def run_cell(
     spec: ExperimentSpec, cell: Cell, curated: Stage, tuning: Mapping[str, Any]
 ) -> CellOutcome:
     """Mix, train and evaluate one cell."""
-    mixed = value_of(mix(spec, cell, curated))
-    trained, rate = None, None
-    if parse_arm(cell.arm).is_trained:
-        rate = pipeline.chosen_rate(spec, dict(tuning), cell.arm)
-        trained = train_now(spec, cell, mixed, rate)
+    settings = pipeline.chosen_settings(spec, tuning, cell.arm)
+    mixed = value_of(mix(pipeline.settled(spec, settings), cell, curated))
+    is_trained = parse_arm(cell.arm).is_trained
+    trained = value_of(train(spec, cell, mixed, settings)) if is_trained else None
     evaluated = value_of(evaluate(spec, cell, mixed, trained))
-    announce(cell.label, "done", 1, 1)
-    return CellOutcome(cell, mixed, trained, evaluated, rate)
+    announce(cell.label, DONE, 1, 1)
+    return CellOutcome(cell, mixed, trained, evaluated, settings if is_trained else None)
+
+
+@task(name="next round", task_run_name="next round", cache_policy=NO_CACHE)
+def choose_round(spec: ExperimentSpec, outcomes: Sequence[CellOutcome]) -> Round | None:
+    """What an adaptive run does next, by what the finished cells say."""
+    step = round_after(spec, [outcome.record() for outcome in outcomes])
+    get_run_logger().info("%s", step.reason if step else "the question is answered")
+    return step
 
 
 @task(name="analyse", task_run_name="analyse", cache_policy=NO_CACHE)
@@ -141,9 +152,10 @@ def analyse(
     curated: Stage,
     outcomes: Sequence[CellOutcome],
     tuning: Mapping[str, Any],
+    rounds: Sequence[Round],
 ) -> dict[str, Any]:
     """Write the results table, the leverage ratios and the emergence of items."""
-    write_results(spec, root, curated, outcomes, tuning)
+    write_results(spec, root, curated, outcomes, tuning, rounds)
     return analyse_run([outcome.record() for outcome in outcomes], spec, root)
 
 
@@ -153,9 +165,9 @@ def report(root: Path) -> Path:
     return write_report(root)
 
 
-def train_now(spec: ExperimentSpec, cell: Cell, mixed: Stage, learning_rate: float) -> Stage:
-    """Train as a task run and wait for it."""
-    return value_of(train(spec, cell, mixed, learning_rate))
+def _mix_and_train(spec: ExperimentSpec, cell: Cell, curated: Stage, settings: Candidate) -> Stage:
+    mixed = value_of(mix(pipeline.settled(spec, settings), cell, curated))
+    return value_of(train(spec, cell, mixed, settings))
 
 
 def value_of(result: T | State[T]) -> T:

@@ -260,7 +260,8 @@ def _track_cell(client: MlflowClient, record: Mapping[str, Any], outcome: CellOu
         "task_budget_tokens": cell.task_budget_tokens,
         "general_budget_tokens": cell.general_budget_tokens,
         "seed": cell.seed,
-        "learning_rate": outcome.learning_rate,
+        "learning_rate": outcome.settings.learning_rate if outcome.settings else None,
+        "epochs": outcome.settings.epochs if outcome.settings else None,
     }
     client.log_batch(
         run_id, params=[Param(key, str(value)) for key, value in parameters.items()], tags=[]

@@ -78,5 +78,5 @@ def _mixture(data: Path, tokenizer_path: Path) -> Mixture:
     renderer = ChatRenderer(load_tokenizer(str(tokenizer_path)))
     rows = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
     encoded = renderer.encode([Example(row["prompt"], row["response"]) for row in rows])
-    order = build_order("shuffle", 0, len(rows), PRETRAINING.epochs, _SEED)
+    order = build_order("shuffle", 0, len(rows), PRETRAINING.num_epochs, _SEED)
     return Mixture(from_lists(encoded, is_task=False), order)

@@ -5,7 +5,7 @@ the same stage again costs a look at the files. The orchestrator wraps these fun
 notebook or a benchmark calls them directly.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +22,7 @@ from tell_core.evaluation.scoring import check_references, evaluate_cell
 from tell_core.spec.arms import parse_arm
 from tell_core.spec.cells import Cell, tuning_cells
 from tell_core.spec.identity import fingerprint
-from tell_core.spec.model import ExperimentSpec, TrainingSpec
+from tell_core.spec.model import Candidate, ExperimentSpec
 from tell_core.store import find_stage, read_json, stage_path, write_stage
 from tell_core.training.devices import resolve_device, resolve_precision
 from tell_core.training.identity import training_fields
@@ -32,6 +32,8 @@ from tell_core.training.trainer import DivergedError
 
 # Raised by hand when a change of code changes what a stage puts out.
 STAGE_VERSIONS = {"curate": 2, "mix": 2, "train": 1, "evaluate": 1, "analyse": 1, "report": 1}
+# Which items there are belongs to the mix stage; how many side by side changes no answer.
+_NOT_SCORING = {"max_items", "num_shots", "batch_size"}
 Progress = Callable[[str, int, int], None]
 T = TypeVar("T")
 
@@ -67,14 +69,14 @@ class CellOutcome:
         mixed: Its data.
         trained: Its training, or None for an arm without one.
         evaluated: Its scores.
-        learning_rate: Peak learning rate it was trained with.
+        settings: What it was trained with, or None for an arm without training.
     """
 
     cell: Cell
     mixed: Stage
     trained: Stage | None
     evaluated: Stage
-    learning_rate: float | None
+    settings: Candidate | None
 
     def record(self) -> dict[str, Any]:
         """What the analysis needs of the cell."""
@@ -134,7 +136,7 @@ def mix_stage(spec: ExperimentSpec, cell: Cell, curated: Stage) -> Stage:
         "mix",
         curated.fingerprint,
         [cell.arm, cell.task_budget_tokens, cell.general_budget_tokens, cell.seed],
-        [spec.training.epochs, spec.training.min_steps, spec.training.batch_size],
+        [spec.training.num_epochs, spec.training.min_steps, spec.training.batch_size],
         evaluation.max_items,
         evaluation.num_shots if parse_arm(cell.arm).has_shots else None,
         {source.name: source.weight for source in spec.general},
@@ -149,26 +151,27 @@ def mix_stage(spec: ExperimentSpec, cell: Cell, curated: Stage) -> Stage:
     )
 
 
-def train_fingerprint(spec: ExperimentSpec, mixed: Stage, learning_rate: float) -> str:
-    """Identity of a training: its mixture, base model and everything that shapes the weights."""
+def train_fingerprint(spec: ExperimentSpec, mixed: Stage) -> str:
+    """Identity of a training: its mixture, base model and everything that shapes the weights.
+
+    Args:
+        spec: The experiment, settled: one learning rate, one number of epochs.
+        mixed: The cell's mixture.
+    """
     return _fingerprint(
         "train",
         mixed.fingerprint,
         base_digest(spec.model.id, spec.model.revision),
         number_format(spec),
-        training_fields(with_learning_rate(spec.training, learning_rate)),
+        training_fields(spec.training),
     )
 
 
 def train_stage(
-    spec: ExperimentSpec,
-    cell: Cell,
-    mixed: Stage,
-    learning_rate: float,
-    on_progress: Progress | None = None,
+    spec: ExperimentSpec, cell: Cell, mixed: Stage, on_progress: Progress | None = None
 ) -> Stage:
-    """Train one cell; an interrupted training goes on from its last checkpoint."""
-    identity = train_fingerprint(spec, mixed, learning_rate)
+    """Train one cell with settled settings; an interrupted training goes on from its checkpoint."""
+    identity = train_fingerprint(spec, mixed)
     return _stage(
         mixed.root,
         "train",
@@ -177,7 +180,7 @@ def train_stage(
             model_path=spec.model.id,
             revision=spec.model.revision,
             inputs=mixed.path,
-            training=with_learning_rate(spec.training, learning_rate),
+            training=spec.training,
             seed=cell.seed,
             out=out,
             dtype=spec.model.dtype,
@@ -191,7 +194,7 @@ def evaluate_fingerprint(spec: ExperimentSpec, mixed: Stage, trained: Stage | No
     """Identity of an evaluation: its items, its weights and how answers are scored."""
     base = base_digest(spec.model.id, spec.model.revision)
     weights = trained.fingerprint if trained else [base, number_format(spec)]
-    scoring = spec.evaluation.model_dump(include={"max_new_tokens", "metrics", "parse"})
+    scoring = spec.evaluation.model_dump(exclude=_NOT_SCORING)
     return _fingerprint("evaluate", mixed.fingerprint, weights, scoring)
 
 
@@ -221,26 +224,30 @@ def evaluate_stage(
     )
 
 
-def run_cell(spec: ExperimentSpec, cell: Cell, curated: Stage, learning_rate: float) -> CellOutcome:
+def run_cell(spec: ExperimentSpec, cell: Cell, curated: Stage, settings: Candidate) -> CellOutcome:
     """Mix, train and evaluate one cell in this process."""
+    spec = settled(spec, settings)
     mixed = mix_stage(spec, cell, curated)
     if not parse_arm(cell.arm).is_trained:
         return CellOutcome(cell, mixed, None, evaluate_stage(spec, mixed, None), None)
-    trained = train_stage(spec, cell, mixed, learning_rate)
-    return CellOutcome(cell, mixed, trained, evaluate_stage(spec, mixed, trained), learning_rate)
+    trained = train_stage(spec, cell, mixed)
+    return CellOutcome(cell, mixed, trained, evaluate_stage(spec, mixed, trained), settings)
 
 
 def tune(spec: ExperimentSpec, curated: Stage) -> dict[str, Any]:
-    """Compare the learning rates of every trained arm in this process, one after another."""
+    """Compare the candidates of every trained arm in this process, one after another."""
     table = {}
     for cell in tuning_cells(spec):
-        mixed = mix_stage(spec, cell, curated)
         trainings = [
-            (rate, unless_diverged(train_stage, spec, cell, mixed, rate))
-            for rate in spec.training.learning_rates
+            (settings, unless_diverged(_try, settled(spec, settings), cell, curated))
+            for settings in spec.training.candidates
         ]
-        table[cell.arm] = compare_learning_rates(cell, trainings)
+        table[cell.arm] = compare_candidates(cell, trainings)
     return table
+
+
+def _try(spec: ExperimentSpec, cell: Cell, curated: Stage) -> Stage:
+    return train_stage(spec, cell, mix_stage(spec, cell, curated))
 
 
 def unless_diverged(train: Callable[..., T], *arguments: Any) -> T | None:
@@ -251,33 +258,33 @@ def unless_diverged(train: Callable[..., T], *arguments: Any) -> T | None:
         return None
 
 
-def compare_learning_rates(
-    cell: Cell, trainings: Sequence[tuple[float, Stage | None]]
+def compare_candidates(
+    cell: Cell, trainings: Sequence[tuple[Candidate, Stage | None]]
 ) -> dict[str, Any]:
-    """Choose the learning rate with the lowest dev loss; ties go to the smaller rate.
+    """Choose the candidate with the lowest dev loss; ties go to the smaller rate, fewer epochs.
 
     Args:
         cell: The cell that was trained with each.
-        trainings: Learning rate and training; None where the training diverged.
+        trainings: Candidate and training; None where the training diverged.
 
     Raises:
         DivergedError: All of them did.
     """
-    candidates = [{"learning_rate": rate, "dev_loss": _dev_loss(run)} for rate, run in trainings]
+    candidates = [settings._asdict() | {"dev_loss": _dev_loss(run)} for settings, run in trainings]
     usable = [entry for entry in candidates if entry["dev_loss"] is not None]
     if not usable:
+        rates = sorted({settings.learning_rate for settings, _ in trainings})
         raise DivergedError(
             f"arm {cell.arm}: the loss was not finite with any of the learning rates"
-            f" {', '.join(str(rate) for rate, _ in trainings)}; add smaller ones under"
-            " `training.learning_rate`"
+            f" {', '.join(map(str, rates))}; add smaller ones under `training.learning_rate`"
         )
-    best = min(usable, key=lambda entry: (entry["dev_loss"], entry["learning_rate"]))
+    best = min(usable, key=lambda entry: (entry["dev_loss"], *_settings(entry)))
     return {
         "cell": cell.name,
         "task_budget_tokens": cell.task_budget_tokens,
         "seed": cell.seed,
         "candidates": candidates,
-        "chosen": best["learning_rate"],
+        "chosen": _settings(best)._asdict(),
     }
 
 
@@ -285,14 +292,19 @@ def _dev_loss(trained: Stage | None) -> float | None:
     return read_json(trained.path / "summary.json")["kept_dev_loss"] if trained else None
 
 
-def chosen_rate(spec: ExperimentSpec, tuning: dict[str, Any], arm: str) -> float:
-    """The learning rate of an arm: the tuned one, or the only one."""
-    return float(tuning[arm]["chosen"]) if arm in tuning else spec.training.learning_rates[0]
+def _settings(entry: Mapping[str, Any]) -> Candidate:
+    return Candidate(float(entry["learning_rate"]), int(entry["epochs"]))
 
 
-def with_learning_rate(training: TrainingSpec, learning_rate: float) -> TrainingSpec:
-    """The training section with its learning rate settled."""
-    return training.model_copy(update={"learning_rate": learning_rate})
+def chosen_settings(spec: ExperimentSpec, tuning: Mapping[str, Any], arm: str) -> Candidate:
+    """The settings of an arm: the tuned ones, or the only ones."""
+    return _settings(tuning[arm]["chosen"]) if arm in tuning else spec.training.candidates[0]
+
+
+def settled(spec: ExperimentSpec, settings: Candidate) -> ExperimentSpec:
+    """The experiment with one learning rate and one number of epochs."""
+    training = spec.training.model_copy(update=settings._asdict())
+    return spec.model_copy(update={"training": training})
 
 
 def renderer_of(spec: ExperimentSpec) -> ChatRenderer:

@@ -1,29 +1,19 @@
 """What an experiment will do, before it does it: cells, exact tokens, steps, time and disk."""
 
-import math
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from safetensors import safe_open
-
+from tell_core.analysis.power import power_before_training
+from tell_core.cost import Cost, estimate_cost, num_parameters
 from tell_core.data.mixtures import plan_cell
-from tell_core.pipeline import Stage, check_references_of, context_of, renderer_of
+from tell_core.data.pools import open_pools
+from tell_core.evaluation.metrics import build_metrics
+from tell_core.pipeline import Stage, check_references_of, context_of, renderer_of, settled
 from tell_core.spec.arms import parse_arm
 from tell_core.spec.cells import Cell, plan_cells, tuning_cells
 from tell_core.spec.model import ExperimentSpec
-from tell_core.training.devices import cpu_threads, resolve_device, resolve_precision
 from tell_core.training.models import check_weights, resolve_model
-
-# Floating-point operations per parameter and token: 2 forward, 2 backward to the activations, and 2
-# more to the weights where all of them are trained.
-_FLOP_PER_PARAMETER_TOKEN = {"lora": 4, "full": 6}
-# Share of a matrix product's speed that training reached on one CPU thread: 0.38 for SmolLM2-135M
-# (LoRA, bfloat16), 0.23 for the demo's 0.3 M parameters.
-_EFFICIENCY = 0.35
 
 
 @dataclass(frozen=True)
@@ -34,7 +24,7 @@ class CellPlan:
         cell: The cell.
         ledger: Its token ledger, equal to the one the run will write.
         num_trainings: 1, or the number of learning rates compared, or 0.
-        is_tuning: Whether it only serves the choice of the learning rate.
+        is_tuning: Whether it only serves the choice of learning rate and epochs.
     """
 
     cell: Cell
@@ -42,26 +32,44 @@ class CellPlan:
     num_trainings: int
     is_tuning: bool
 
+    def seconds(self, cost: Cost) -> float:
+        """Estimate of its trainings and its evaluation."""
+        training = self.num_trainings * cost.training_seconds(self.ledger)
+        return training + (0.0 if self.is_tuning else cost.evaluation_seconds)
+
 
 @dataclass(frozen=True)
 class Plan:
     """An experiment before it runs.
 
     Attributes:
-        cells: Every cell, tuning first.
-        training_seconds: Estimate for all trainings one after another, from the speed of
-            matrix products on this machine; evaluation comes on top.
+        cells: Every cell, tuning first. While epochs are still to be chosen, the ledgers of cells
+            that are not tuning hold for the most epochs.
+        cost: What tokens cost on this machine.
         disk_bytes: Estimate of what the run directory will hold.
+        power: For each metric on test items, the smallest difference that can be shown.
     """
 
     cells: tuple[CellPlan, ...]
-    training_seconds: float
+    cost: Cost
     disk_bytes: int
+    power: dict[str, dict[str, Any]]
 
     @property
     def rendered_tokens(self) -> int:
         """Tokens of all trainings, all epochs."""
         return sum(plan.ledger["rendered_tokens"] * plan.num_trainings for plan in self.cells)
+
+    @property
+    def training_seconds(self) -> float:
+        """Estimate for all trainings, one after another."""
+        cost = self.cost
+        return sum(one.num_trainings * cost.training_seconds(one.ledger) for one in self.cells)
+
+    @property
+    def wall_seconds(self) -> float:
+        """Estimate for the whole run, trainings and evaluations side by side in the lanes."""
+        return sum(plan.seconds(self.cost) for plan in self.cells) / self.cost.num_lanes
 
 
 def make_plan(spec: ExperimentSpec, curated: Stage) -> Plan:
@@ -73,61 +81,32 @@ def make_plan(spec: ExperimentSpec, curated: Stage) -> Plan:
     """
     check_references_of(spec, curated)
     cells = [
-        *(_plan(spec, cell, curated, is_tuning=True) for cell in tuning_cells(spec)),
-        *(_plan(spec, cell, curated, is_tuning=False) for cell in plan_cells(spec)),
+        *(plan for cell in tuning_cells(spec) for plan in _tuning_plans(spec, cell, curated)),
+        *(_plan(spec, cell, curated) for cell in plan_cells(spec)),
     ]
     directory = resolve_model(spec.model.id, spec.model.revision)
     check_weights(directory)
-    parameters = _num_parameters(directory)
-    tokens = sum(plan.ledger["rendered_tokens"] * plan.num_trainings for plan in cells)
-    flop = tokens * parameters * _FLOP_PER_PARAMETER_TOKEN[spec.training.method]
+    parameters = num_parameters(directory)
     return Plan(
         cells=tuple(cells),
-        training_seconds=flop / (_matrix_flops(spec) * _EFFICIENCY),
+        cost=estimate_cost(spec, curated, parameters),
         disk_bytes=_disk_bytes(spec, cells, parameters),
+        power=power_of(spec, curated),
     )
 
 
-def _plan(spec: ExperimentSpec, cell: Cell, curated: Stage, *, is_tuning: bool) -> CellPlan:
-    ledger = plan_cell(spec, cell, curated.path, renderer_of(spec), context_of(spec))
-    trainings = len(spec.training.learning_rates) if is_tuning else 1
-    is_trained = parse_arm(cell.arm).is_trained
-    return CellPlan(cell, ledger, trainings if is_trained else 0, is_tuning)
-
-
-def _num_parameters(directory: Path) -> int:
-    """Parameters of a model, from the headers of its weight files."""
-    total = 0
-    for path in directory.glob("*.safetensors"):
-        with safe_open(path, framework="numpy") as file:
-            total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    return total
-
-
-def _matrix_flops(spec: ExperimentSpec) -> float:
-    """Measured speed of a matrix product as training will compute it, in FLOP per second."""
-    device = resolve_device(spec.training.device)
-    precision = resolve_precision(spec.model.dtype, device, spec.training.method)
-    dtype = precision.compute or precision.weights
-    size = 4096 if device.type == "cuda" else 512
-    best = math.inf
-    with cpu_threads(spec.training.threads):
-        matrix = torch.randn(size, size, device=device).to(dtype)
-        for _ in range(8):
-            start = time.perf_counter()
-            (matrix @ matrix).flatten()[0].item()
-            best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
-
-
-def _disk_bytes(spec: ExperimentSpec, cells: Sequence[CellPlan], parameters: int) -> int:
-    tokens = sum(
-        (plan.ledger["task_rendered_tokens"] or 0) + (plan.ledger["general_tokens"] or 0)
-        for plan in cells
-    )
-    share = 0.05 if spec.training.method == "lora" else 1.0
-    weights = sum(plan.num_trainings for plan in cells) * int(parameters * share) * 4
-    return 4 * tokens + weights
+def power_of(spec: ExperimentSpec, curated: Stage) -> dict[str, dict[str, Any]]:
+    """By metric on test items: the smallest difference that seeds and items can show."""
+    pool = open_pools(curated.path, renderer_of(spec)).corpus("task_test")
+    num_items = min(spec.evaluation.max_items or pool.num_examples, pool.num_examples)
+    confidence = spec.analysis.confidence
+    return {
+        metric.name: power_before_training(
+            metric, num_items, len(spec.seeds), confidence=confidence
+        )
+        for metric in build_metrics(spec.evaluation)
+        if metric.items == "test"
+    }
 
 
 def plan_rows(plan: Plan) -> list[dict[str, Any]]:
@@ -145,3 +124,27 @@ def plan_rows(plan: Plan) -> list[dict[str, Any]]:
         }
         for entry in plan.cells
     ]
+
+
+def _plan(spec: ExperimentSpec, cell: Cell, curated: Stage) -> CellPlan:
+    ledger = plan_cell(spec, cell, curated.path, renderer_of(spec), context_of(spec))
+    return CellPlan(cell, ledger, int(parse_arm(cell.arm).is_trained), is_tuning=False)
+
+
+def _tuning_plans(spec: ExperimentSpec, cell: Cell, curated: Stage) -> Iterator[CellPlan]:
+    """One plan for each number of epochs tried."""
+    candidates = spec.training.candidates
+    for epochs in sorted({settings.epochs for settings in candidates}):
+        same = [settings for settings in candidates if settings.epochs == epochs]
+        plan = _plan(settled(spec, same[0]), cell, curated)
+        yield replace(plan, num_trainings=len(same), is_tuning=True)
+
+
+def _disk_bytes(spec: ExperimentSpec, cells: Sequence[CellPlan], parameters: int) -> int:
+    tokens = sum(
+        (plan.ledger["task_rendered_tokens"] or 0) + (plan.ledger["general_tokens"] or 0)
+        for plan in cells
+    )
+    share = 0.05 if spec.training.method == "lora" else 1.0
+    weights = sum(plan.num_trainings for plan in cells) * int(parameters * share) * 4
+    return 4 * tokens + weights

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
+from tell_core.analysis.adaptive import Round, left_out
 from tell_core.data.curation import curation_inputs
 from tell_core.errors import InputError, StoreError
 from tell_core.evaluation.metrics import build_metrics
@@ -161,14 +162,27 @@ def write_results(
     curated: Stage,
     outcomes: Sequence[CellOutcome],
     tuning: Mapping[str, Any],
+    rounds: Sequence[Round] = (),
 ) -> Path:
-    """Write results.parquet, predictions/ and manifest.json from the cells' stages."""
+    """Write results.parquet, predictions/ and manifest.json from the cells' stages.
+
+    Args:
+        spec: The experiment.
+        root: The run directory.
+        curated: Its data.
+        outcomes: Its cells.
+        tuning: The comparison of candidates, by arm.
+        rounds: How an adaptive run chose its cells; empty for a full grid.
+    """
     rows = [row for outcome in outcomes for row in _result_rows(spec, outcome)]
     write_parquet(pa.Table.from_pylist(rows, schema=RESULTS_SCHEMA), root / "results.parquet")
     for outcome in outcomes:
         _write_predictions(outcome, root / "predictions" / f"{outcome.cell.name}.parquet")
     _drop_stale_predictions(root, {outcome.cell.name for outcome in outcomes})
-    write_json(root / "manifest.json", _manifest(spec, curated, outcomes, tuning))
+    manifest = _manifest(spec, curated, outcomes, tuning)
+    if rounds:
+        manifest["adaptive"] = _adaptive_record(spec, rounds)
+    write_json(root / "manifest.json", manifest)
     return root / "results.parquet"
 
 
@@ -281,6 +295,17 @@ def _manifest(
     }
 
 
+def _adaptive_record(spec: ExperimentSpec, rounds: Sequence[Round]) -> dict[str, Any]:
+    """Which cells were run, why, and which of the full grid were not needed."""
+    run = [cell for step in rounds for cell in step.cells]
+    return {
+        "rounds": [
+            {"reason": step.reason, "cells": [cell.name for cell in step.cells]} for step in rounds
+        ],
+        "left_out": [cell.name for cell in left_out(spec, run)],
+    }
+
+
 def _cell_record(outcome: CellOutcome) -> dict[str, Any]:
     cell = outcome.cell
     return {
@@ -292,7 +317,8 @@ def _cell_record(outcome: CellOutcome) -> dict[str, Any]:
         "train": outcome.trained.path.name if outcome.trained else None,
         "evaluate": outcome.evaluated.path.name,
         "ledger": read_json(outcome.mixed.path / "ledger.json"),
-        "learning_rate": outcome.learning_rate,
+        "learning_rate": outcome.settings.learning_rate if outcome.settings else None,
+        "epochs": outcome.settings.epochs if outcome.settings else None,
     }
 
 
@@ -347,6 +373,7 @@ def seal_run(
     outcomes: Sequence[CellOutcome],
     *,
     tracked_at: str | None,
+    is_adaptive: bool = False,
 ) -> None:
     """Note that the run is finished, with what it was made from and what it consists of."""
     stages = [curated]
@@ -354,7 +381,7 @@ def seal_run(
         stages += [outcome.mixed, outcome.evaluated]
         stages += [outcome.trained] if outcome.trained else []
     seal = {
-        "identity": run_identity(spec),
+        "identity": run_identity(spec, is_adaptive=is_adaptive),
         "tracked_at": tracked_at,
         "stages": sorted({stage.path.name for stage in stages}),
         "files": {name: file_digest(root / name) for name in FINAL_FILES},
@@ -362,13 +389,15 @@ def seal_run(
     write_json(root / _SEAL, seal)
 
 
-def is_finished(spec: ExperimentSpec, root: Path, *, tracked_at: str | None) -> bool:
+def is_finished(
+    spec: ExperimentSpec, root: Path, *, tracked_at: str | None, is_adaptive: bool = False
+) -> bool:
     """Whether a run of exactly this specification on exactly these data lies there, whole.
 
     Raises:
         InputError: A source or the base model is missing: better known before anything starts.
     """
-    identity = run_identity(spec)
+    identity = run_identity(spec, is_adaptive=is_adaptive)
     if not (root / _SEAL).exists():
         return False
     seal = read_json(root / _SEAL)
@@ -380,7 +409,7 @@ def is_finished(spec: ExperimentSpec, root: Path, *, tracked_at: str | None) -> 
     return all(is_intact(root / "stages" / name) for name in seal["stages"])
 
 
-def run_identity(spec: ExperimentSpec) -> str:
+def run_identity(spec: ExperimentSpec, *, is_adaptive: bool = False) -> str:
     """Fingerprint of a whole run: specification, data, base model and versions of the stages.
 
     Data and model enter by their content, never by where they lie.
@@ -388,7 +417,8 @@ def run_identity(spec: ExperimentSpec) -> str:
     fields = spec.model_dump(mode="json")
     del fields["model"]["id"], fields["model"]["chat_template"]
     task = fields["task"]
-    for source in [*fields["general"], task["train"], task["test"], task["dev"] or {}]:
+    general = [*fields["general"], *fields["retention"]]
+    for source in [*general, task["train"], task["test"], task["dev"] or {}]:
         source.pop("path", None)
     return fingerprint(
         fields,
@@ -396,6 +426,7 @@ def run_identity(spec: ExperimentSpec) -> str:
         base_digest(spec.model.id, spec.model.revision),
         renderer_of(spec).digest,
         STAGE_VERSIONS,
+        is_adaptive,
     )
 
 

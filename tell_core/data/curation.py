@@ -36,7 +36,7 @@ from tell_core.spec.model import ExperimentSpec
 from tell_core.store import explain_disk_errors, write_json
 
 Progress = Callable[[str, int, int], None]
-PARTS = ("task_train", "task_dev", "task_test", "general", "general_heldout")
+PARTS = ("task_train", "task_dev", "task_test", "general", "general_heldout", "retention")
 _ENCODE_ROWS = 2048
 
 

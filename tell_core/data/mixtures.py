@@ -32,6 +32,7 @@ Ledger = dict[str, Any]
 _NO_ROWS = np.empty(0, dtype=np.int64)
 _NUM_SAMPLES = 2
 _MAX_LISTED = 5
+BARE_ROLES = ("general", "retention")  # their items never carry the anchor prompt
 
 
 def plan_cell(
@@ -198,7 +199,9 @@ class _CellData:
 
     def _num_passes(self, num_examples: int) -> int:
         training = self.spec.training
-        return num_passes(num_examples, training.epochs, training.batch_size, training.min_steps)
+        return num_passes(
+            num_examples, training.num_epochs, training.batch_size, training.min_steps
+        )
 
     @cached_property
     def encoded_task(self) -> EncodedExamples:
@@ -212,18 +215,22 @@ class _CellData:
 
     @cached_property
     def items(self) -> tuple["_Items", ...]:
-        """Test items and task dev items as the arm sees them, and bare held-out general items.
+        """Test and task dev items as the arm sees them; bare held-out general and retention items.
 
         They are the same items for every cell.
         """
-        test, dev, general = map(self.pools.corpus, ("task_test", "task_dev", "general_heldout"))
+        corpus = self.pools.corpus
+        test, dev, general = map(corpus, ("task_test", "task_dev", "general_heldout"))
         limit, seed = self.spec.evaluation.max_items, self.spec.curation.seed
         test_rows = choose_rows(test.example_ids, limit, seed, "test items")
         dev_rows, general_rows = (np.arange(pool.num_examples) for pool in (dev, general))
+        retention, limit = corpus("retention"), self.spec.curation.retention_examples
+        kept_rows = choose_rows(retention.example_ids, limit, seed, "retention items")
         return (
             _Items("test", test, test_rows, self._encoded_items("task_test", test_rows)),
             _Items("dev", dev, dev_rows, self._encoded_items("task_dev", dev_rows)),
             _Items("general", general, general_rows, general.encoded(general_rows, is_task=False)),
+            _Items("retention", retention, kept_rows, retention.encoded(kept_rows, is_task=False)),
         )
 
     def _encoded_items(self, part: str, rows: IntArray) -> EncodedExamples:
@@ -293,7 +300,7 @@ class _Items:
     """Items of one role, for testing or probing.
 
     Attributes:
-        role: test, dev or general.
+        role: test, dev, general or retention.
         pool: The corpus they stand in.
         rows: Shape (N,). Their rows.
         encoded: Their N examples as the arm sees them.
@@ -310,7 +317,7 @@ class _Items:
         return [
             {
                 "item_id": f"{self.role}-{record['row']:05d}",
-                "role": "general" if self.role == "general" else "task",
+                "role": self.role if self.role in BARE_ROLES else "task",
                 "prompt_digest": _prompt_digest(self.encoded, index),
                 "prompt": record["prompt"],
                 "reference": record["response"],
@@ -333,7 +340,7 @@ def _require_context(data: _CellData, context_tokens: int | None) -> None:
         if not len(too_long):
             continue
         places = items.pool.places(items.rows[too_long[:_MAX_LISTED]])
-        shots = data.arm.has_shots and items.role != "general"
+        shots = data.arm.has_shots and items.role not in BARE_ROLES
         setting = "evaluation.num_shots" if shots else "curation.max_tokens"
         raise DataError(
             f"{data.cell.name}: {len(too_long)} {items.role} items are longer than the base"
@@ -351,12 +358,12 @@ def _write_mixture(mixture: Mixture, out: Path) -> None:
 
 
 def _write_items(data: _CellData, out: Path) -> None:
-    """Test items; as probe set task dev items, then held-out general items without any anchor."""
-    test, dev, general = data.items
+    """Test items; as probe set task dev items, then the bare held-out and retention items."""
+    test, *probe = data.items
     test.encoded.save(out / "test.safetensors")
     _write_lines(out / "items.jsonl", test.lines())
-    concatenate([dev.encoded, general.encoded]).save(out / "probe.safetensors")
-    _write_lines(out / "probe_items.jsonl", dev.lines() + general.lines())
+    concatenate([items.encoded for items in probe]).save(out / "probe.safetensors")
+    _write_lines(out / "probe_items.jsonl", [line for items in probe for line in items.lines()])
 
 
 def _prompt_digest(encoded: EncodedExamples, index: int) -> str:

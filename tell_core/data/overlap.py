@@ -1,4 +1,4 @@
-"""Overlap: examples whose prompt is also one of the test set, the dev items or the task."""
+"""Overlap: examples whose prompt stands where it must not: test, retention, dev or task data."""
 
 import hashlib
 
@@ -35,8 +35,9 @@ def index_prompts(connection: duckdb.DuckDBPyConnection, own_instruction: str) -
 def find_overlap(connection: duckdb.DuckDBPyConnection, *, drop: bool) -> None:
     """Add to the table `overlap` a row per example that occurs where it must not.
 
-    Every example is looked for in the test set, training and general examples also among the dev
-    items, general ones also in the task's training data; the first of these that has it counts.
+    Every example is looked for in the test set, all but test items also in the retention set,
+    training and general examples also among the dev items, general ones also in the task's
+    training data; the first of these that has it counts.
     It matches when its prompt is one of those, either bare or with the task's own instruction
     before it. Case and white space make no difference. Examples already listed are left out, so
     that it can be called again once parts have changed.
@@ -44,7 +45,7 @@ def find_overlap(connection: duckdb.DuckDBPyConnection, *, drop: bool) -> None:
     Args:
         connection: Workspace in which `index_prompts` was called.
         drop: Whether matching examples leave `examples` for `rejects`, as ``test_overlap``,
-            ``dev_overlap`` or ``task_overlap``.
+            ``retention_overlap``, ``dev_overlap`` or ``task_overlap``.
     """
     connection.execute(_FIND, [REJECT_TEXT_CHARACTERS, drop])
     if drop:
@@ -57,8 +58,9 @@ create table prompt_keys (
     id bigint, is_bare boolean, prompt_key varchar, response_key varchar);
 create table places (part varchar, place integer, reason varchar);
 insert into places values
-    ('task_test', 0, 'test_overlap'), ('task_dev', 1, 'dev_overlap'),
-    ('task_train', 2, 'task_overlap'), ('general', 3, null), ('general_heldout', 3, null);
+    ('task_test', 0, 'test_overlap'), ('retention', 1, 'retention_overlap'),
+    ('task_dev', 2, 'dev_overlap'), ('task_train', 3, 'task_overlap'),
+    ('general', 4, null), ('general_heldout', 4, null);
 create table overlap (
     id bigint, source_id integer, file varchar, line bigint, example_id varchar, against varchar,
     matched_file varchar, matched_source varchar, matched_line bigint, matched varchar,

@@ -11,7 +11,7 @@ from tell_core.spec.identity import file_digest
 from tell_core.spec.model import ExperimentSpec, SourceSpec
 
 FileKind = Literal["json", "csv", "parquet"]
-Role = Literal["task_train", "task_dev", "task_test", "general"]
+Role = Literal["task_train", "task_dev", "task_test", "general", "retention"]
 
 _KINDS: dict[str, FileKind] = {
     ".jsonl": "json",
@@ -49,7 +49,7 @@ class ResolvedSource:
 
 
 def resolve_sources(spec: ExperimentSpec) -> tuple[ResolvedSource, ...]:
-    """All sources of an experiment: task train, dev and test, then general ones in order.
+    """All sources of an experiment: task train, dev and test, then general and retention ones.
 
     Raises:
         DataError: A path matches nothing and is no hub id either.
@@ -60,6 +60,8 @@ def resolve_sources(spec: ExperimentSpec) -> tuple[ResolvedSource, ...]:
     sources.append(resolve_source(spec.task.test, "task_test", "task.test"))
     for position, source in enumerate(spec.general):
         sources.append(resolve_source(source, "general", f"general[{position}]"))
+    for position, source in enumerate(spec.retention):
+        sources.append(resolve_source(source, "retention", f"retention[{position}]"))
     return tuple(sources)
 
 

@@ -2,7 +2,7 @@
 
 from itertools import product
 from pathlib import PurePath
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -20,6 +20,18 @@ def _as_tuple(value: Any) -> Any:
 
 
 Budgets = Annotated[tuple[PositiveInt, ...], BeforeValidator(_as_tuple)]
+
+
+class Candidate(NamedTuple):
+    """Training settings that tuning compares.
+
+    Attributes:
+        learning_rate: Peak learning rate.
+        epochs: Passes over the mixture.
+    """
+
+    learning_rate: float
+    epochs: int
 
 
 class Section(BaseModel):
@@ -190,11 +202,10 @@ class TrainingSpec(Section):
     """CPU threads of one training."""
 
     @property
-    def candidates(self) -> tuple[tuple[float, int], ...]:
+    def candidates(self) -> tuple[Candidate, ...]:
         """Learning rate and epochs, one pair or several to be compared."""
-        rates = self.learning_rate if isinstance(self.learning_rate, tuple) else (self.learning_rate,)
-        epochs = self.epochs if isinstance(self.epochs, tuple) else (self.epochs,)
-        return tuple(product(rates, epochs))
+        pairs = product(_as_tuple(self.learning_rate), _as_tuple(self.epochs))
+        return tuple(Candidate(rate, epochs) for rate, epochs in pairs)
 
     @property
     def is_tuned(self) -> bool:

@@ -119,9 +119,10 @@ class Trainer:
         device: torch.device,
         precision: devices.Precision,
     ) -> None:
-        if len(training.learning_rates) != 1:
+        if training.is_tuned:
             raise SpecError(
-                f"training takes one learning rate, got {training.learning_rates}; choose one first"
+                "training takes one learning rate and one number of epochs, got"
+                f" {[tuple(candidate) for candidate in training.candidates]}; choose one first"
             )
         if training.keep == "best_dev" and not probe.is_task.any():
             raise SpecError("keep: best_dev needs task items in the probe set; use keep: last")
@@ -183,7 +184,8 @@ class Trainer:
         )
         if not (math.isfinite(losses.total) and math.isfinite(grad_norm)):
             raise DivergedError(_not_finite_message(step, rows, losses, grad_norm))
-        rate = learning_rate_at(step, self.num_steps, training, training.learning_rates[0])
+        peak = training.candidates[0].learning_rate
+        rate = learning_rate_at(step, self.num_steps, training, peak)
         set_learning_rate(self.optimiser, rate)
         self.optimiser.step()
         record = StepRecord(

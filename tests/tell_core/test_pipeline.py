@@ -4,17 +4,18 @@ import pytest
 
 from tell_core.pipeline import (
     Stage,
-    chosen_rate,
-    compare_learning_rates,
+    chosen_settings,
+    compare_candidates,
     curate_stage,
     evaluate_fingerprint,
     mix_stage,
     run_cell,
+    settled,
     train_fingerprint,
 )
 from tell_core.spec.cells import Cell, plan_cells
 from tell_core.spec.loading import load_spec
-from tell_core.spec.model import ExperimentSpec
+from tell_core.spec.model import Candidate, ExperimentSpec
 from tell_core.store import read_json, write_json
 from tests.fixtures.tiny import tiny_fields, write_tiny_spec
 
@@ -35,6 +36,7 @@ def changed(spec: ExperimentSpec, section: str, **values) -> ExperimentSpec:
 
 
 TELL = Cell("tell", 200, 800, 0)
+SETTINGS = Candidate(0.003, 1)
 
 
 def test_a_stage_is_worked_once(spec: ExperimentSpec, curated: Stage):
@@ -53,7 +55,7 @@ def test_where_and_how_fast_never_enter_a_training(spec, curated, values):
 
     other = changed(spec, "training", **values)
 
-    assert train_fingerprint(other, mixed, 0.1) == train_fingerprint(spec, mixed, 0.1)
+    assert train_fingerprint(other, mixed) == train_fingerprint(spec, mixed)
 
 
 @pytest.mark.parametrize(
@@ -64,13 +66,15 @@ def test_what_shapes_the_weights_enters_a_training(spec, curated, values):
 
     other = changed(spec, "training", **values)
 
-    assert train_fingerprint(other, mixed, 0.1) != train_fingerprint(spec, mixed, 0.1)
+    assert train_fingerprint(other, mixed) != train_fingerprint(spec, mixed)
 
 
 def test_another_learning_rate_is_another_training(spec, curated):
     mixed = mix_stage(spec, TELL, curated)
 
-    assert train_fingerprint(spec, mixed, 0.1) != train_fingerprint(spec, mixed, 0.2)
+    other = settled(spec, Candidate(0.2, spec.training.num_epochs))
+
+    assert train_fingerprint(other, mixed) != train_fingerprint(spec, mixed)
 
 
 def test_another_metric_scores_anew_but_trains_nothing(spec, curated):
@@ -78,7 +82,7 @@ def test_another_metric_scores_anew_but_trains_nothing(spec, curated):
     mixed = mix_stage(spec, TELL, curated)
 
     assert mix_stage(other, TELL, curated).fingerprint == mixed.fingerprint
-    assert train_fingerprint(other, mixed, 0.1) == train_fingerprint(spec, mixed, 0.1)
+    assert train_fingerprint(other, mixed) == train_fingerprint(spec, mixed)
     assert evaluate_fingerprint(other, mixed, None) != evaluate_fingerprint(spec, mixed, None)
 
 
@@ -109,8 +113,8 @@ def test_changed_data_are_other_data(curated, tiny_world: Path, tmp_path: Path):
 
 
 def test_two_runs_give_the_same_scores_and_weights(spec, curated, tmp_path: Path):
-    first = run_cell(spec, TELL, curated, 0.003)
-    second = run_cell(spec, TELL, curate_stage(spec, tmp_path), 0.003)
+    first = run_cell(spec, TELL, curated, SETTINGS)
+    second = run_cell(spec, TELL, curate_stage(spec, tmp_path), SETTINGS)
 
     assert first.trained is not None
     assert second.trained is not None
@@ -139,19 +143,34 @@ def test_every_planned_cell_can_be_mixed_for_every_arm(spec, curated):
 
 
 def test_the_lowest_dev_loss_is_chosen_and_ties_go_to_the_smaller_rate(tmp_path: Path):
+    losses = {(0.1, 1): 2.0, (0.01, 1): 1.0, (0.001, 2): 1.0, (0.001, 1): 1.0}
     trainings = []
-    for number, (rate, loss) in enumerate([(0.1, 2.0), (0.01, 1.0), (0.001, 1.0)]):
+    for number, (settings, loss) in enumerate(losses.items()):
         stage = Stage("train", str(number), tmp_path, reused=False)
         stage.path.mkdir(parents=True)
         write_json(stage.path / "summary.json", {"kept_dev_loss": loss})
-        trainings.append((rate, stage))
+        trainings.append((Candidate(*settings), stage))
 
-    table = compare_learning_rates(TELL, trainings)
+    table = compare_candidates(TELL, trainings)
 
-    assert table["chosen"] == 0.001
-    assert len(table["candidates"]) == 3
+    assert table["chosen"] == {"learning_rate": 0.001, "epochs": 1}
+    assert len(table["candidates"]) == 4
 
 
-def test_an_arm_that_was_not_tuned_takes_the_only_rate(spec):
-    assert chosen_rate(spec, {}, "tell") == 0.001
-    assert chosen_rate(spec, {"tell": {"chosen": 0.5}}, "tell") == 0.5
+def test_an_arm_that_was_not_tuned_takes_the_only_settings(spec):
+    assert chosen_settings(spec, {}, "tell") == spec.training.candidates[0]
+    assert chosen_settings(
+        spec, {"tell": {"chosen": {"learning_rate": 0.5, "epochs": 2}}}, "tell"
+    ) == (0.5, 2)
+
+
+def test_tuned_epochs_lay_out_other_mixtures_and_each_is_tried(spec, curated):
+    tuned = changed(spec, "training", epochs=(1, 2), learning_rate=(0.001, 0.003))
+
+    mixtures = {
+        mix_stage(settled(tuned, settings), TELL, curated).fingerprint
+        for settings in tuned.training.candidates
+    }
+
+    assert len(tuned.training.candidates) == 4
+    assert len(mixtures) == 2

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tell_core.data.anchors import random_anchor
+from tell_core.data.corpus import Corpus
 from tell_core.data.curation import curate, renderer_for
 from tell_core.data.encoding import EncodedExamples, Mixture
 from tell_core.data.mixtures import build_cell_inputs, plan_cell
@@ -12,7 +13,7 @@ from tell_core.spec.arms import ARM_NAMES, parse_arm
 from tell_core.spec.cells import Cell
 from tell_core.store import read_json
 
-from .worlds import PREFIX, make_spec, write_world
+from .worlds import PREFIX, general_rows, make_spec, write_rows, write_world
 
 ARMS = [name.replace("(k)", "(3)") for name in ARM_NAMES]
 TRAINED = [name for name in ARMS if parse_arm(name).is_trained]
@@ -287,6 +288,27 @@ def test_probe_holds_all_dev_items_then_all_heldout_general_items_without_anchor
     assert probe.is_task.tolist() == [True] * 8 + [False] * 8
     assert [item["role"] for item in items] == ["task"] * 8 + ["general"] * 8
     assert not any(PREFIX in text for text in built.texts(probe, is_task=False))
+
+
+def test_retention_items_are_probed_bare_and_never_trained_on(tmp_path, tokenizer):
+    shared = general_rows(3)
+    write_rows(tmp_path / "kept.jsonl", [*general_rows(9, "kept"), *shared])
+    world = World(
+        tmp_path,
+        tokenizer,
+        retention=[str(tmp_path / "kept.jsonl")],
+        curation={"max_tokens": 400, "general_heldout_examples": 8, "retention_examples": 5},
+    )
+
+    built = world.build(world.cell("tell_anchor_all", general=10**6))
+
+    roles = [item["role"] for item in built.lines("probe_items.jsonl")]
+    assert roles == ["task"] * 8 + ["general"] * 8 + ["retention"] * 5
+    assert not any(PREFIX in text for text in built.texts(built.encoded("probe"), is_task=False))
+    trained = built.texts(built.mixture.examples, is_task=False)
+    assert not any(f"{row['prompt']}<|end|>" in text for row in shared for text in trained)
+    assert any("general question 3<|end|>" in text for text in trained)
+    assert Corpus(world.curated / "retention.parquet").num_examples == 12
 
 
 def test_samples_show_text_and_labels(world):
