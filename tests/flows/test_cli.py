@@ -66,8 +66,8 @@ def test_the_surface_is_frozen():
 
     assert surface == {
         "demo": ["--no-track", "--out"],
-        "run": ["--no-track", "--out", "--set", "spec"],
-        "plan": ["--json", "--out", "--set", "spec"],
+        "run": ["--adaptive", "--no-track", "--out", "--set", "spec"],
+        "plan": ["--hours", "--json", "--out", "--set", "spec"],
         "curate": ["--json", "--out", "--set", "spec"],
         "mix": ["--json", "--out", "--set", "spec"],
         "results": ["--json", "--sql", "directory"],
@@ -88,6 +88,36 @@ def test_plan_counts_equal_the_mixtures(spec: Path, tmp_path: Path):
         assert row["general tokens"] == ledger["general_tokens"]
         assert row["rendered tokens"] == ledger["rendered_tokens"]
         assert row["steps"] == ledger["steps"]
+
+
+def test_plan_proposes_what_fits_and_the_proposal_is_a_plan_again(spec: Path, tmp_path: Path):
+    proposed = call("plan", spec, "--out", tmp_path / "run", "--hours", 1000, "--json")
+    whole = json.loads(proposed.stdout)
+    settings = [word for setting in whole["settings"] for word in ("--set", setting)]
+    again = json.loads(call("plan", spec, "--out", tmp_path / "run", "--json", *settings).stdout)
+
+    assert proposed.exit_code == 0
+    assert whole["left_out"] == []
+    assert again["cells"] == whole["cells"]
+    hours = [part["hours"] for part in whole["designs"]]
+    assert hours == sorted(hours, reverse=True)
+
+
+def test_plan_says_what_the_design_can_show(spec: Path, tmp_path: Path):
+    result = call("plan", spec, "--out", tmp_path / "run", "--hours", 1e-9)
+
+    assert "smallest difference in exact_match (2 seeds, 12 items) shown with 80%" in said(result)
+    assert "smallest difference in log_probability (2 seeds, 12 items): unknown" in said(result)
+    assert "nothing fits" in said(result)
+
+
+def test_an_adaptive_run_without_both_sides_is_refused(spec: Path, tmp_path: Path):
+    result = call(
+        "run", spec, "--adaptive", "--out", tmp_path / "run", "--set", "arms=[base, sft]"
+    )
+
+    assert result.exit_code == 2
+    assert "compares arm `tell` with `sft`" in said(result)
 
 
 def test_curate_lists_what_was_kept(spec: Path, tmp_path: Path):

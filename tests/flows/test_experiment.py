@@ -17,6 +17,7 @@ from tasks.stores import tracking_uri
 from tasks.tracking import read_record
 from tell_core.errors import StoreError
 from tell_core.results import is_finished, sole_owner
+from tell_core.spec.cells import plan_cells
 from tell_core.spec.loading import load_spec
 from tell_core.store import read_json
 from tests.fixtures.tiny import write_tiny_spec
@@ -186,3 +187,21 @@ def test_a_failure_without_tracking_leaves_the_recorded_run_alone(
 
     run = mlflow.MlflowClient(record["uri"]).get_run(record["parent"])
     assert run.info.status == "FINISHED"
+
+
+def test_an_adaptive_run_says_which_cells_it_left_out_and_reruns_to_the_same(
+    harness, spec_file: Path, tmp_path: Path
+):
+    spec = load_spec(spec_file)
+
+    run_experiment(spec_file, [], tmp_path, False, True)
+    manifest = read_json(tmp_path / "manifest.json")
+    run_experiment(spec_file, [], tmp_path, False, True)
+
+    adaptive = manifest["adaptive"]
+    run = [name for step in adaptive["rounds"] for name in step["cells"]]
+    assert sorted(run) == sorted(manifest["cells"])
+    assert sorted([*run, *adaptive["left_out"]]) == sorted(c.name for c in plan_cells(spec))
+    assert read_json(tmp_path / "manifest.json")["adaptive"] == adaptive
+    assert is_finished(spec, tmp_path, tracked_at=None, is_adaptive=True)
+    assert not is_finished(spec, tmp_path, tracked_at=None)
