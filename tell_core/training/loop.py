@@ -75,13 +75,7 @@ def train_cell(
     device = devices.resolve_device(training.device)
     with devices.exclusive_device(device), devices.cpu_threads(training.threads):
         precision = devices.resolve_precision(dtype, device, training.method)
-        base = loaded or models.load_model(
-            model_path,
-            revision=revision,
-            dtype=dtype,
-            device=device,
-            is_full=training.method == "full",
-        )
+        base = loaded or _load_base(model_path, revision, training, dtype, device)
         mixture, probe = _read_inputs(inputs, base.model)
         identity = _identity(
             base.digest, mixture.digest, _probe_digest(inputs), training, seed, dtype
@@ -96,6 +90,21 @@ def train_cell(
             with explain_disk_errors(out):
                 trainer.run(out, identity, on_progress)
                 return _write_results(trainer, base.tokenizer, out, identity)
+
+
+def _load_base(
+    model_path: str,
+    revision: str | None,
+    training: TrainingSpec,
+    dtype: devices.DtypeName,
+    device: torch.device,
+) -> models.LoadedModel:
+    """The base model: shared with the next cells under adapters, a model of its own otherwise."""
+    if training.method == "full":
+        return models.load_model(
+            model_path, revision=revision, dtype=dtype, device=device, is_full=True
+        )
+    return models.shared_model(model_path, revision=revision, dtype=dtype, device=device)
 
 
 def _read_inputs(inputs: Path, model: PreTrainedModel) -> tuple[Mixture, EncodedExamples]:

@@ -221,6 +221,26 @@ def load_model(
     return LoadedModel(_ready(model, device), tokenizer, model_id, digest)
 
 
+def shared_model(
+    model_id: str, *, revision: str | None, dtype: DtypeName, device: torch.device
+) -> LoadedModel:
+    """`load_model`, the last one kept in memory for the next cells of this process.
+
+    Adapters are attached and detached in place; whoever uses it leaves it as it was. It is loaded
+    anew when its files have changed.
+    """
+    directory = resolve_model(model_id, revision)
+    return _kept(directory, dtype, device, model_digest(directory))
+
+
+@lru_cache(maxsize=1)
+def _kept(directory: Path, dtype: DtypeName, device: torch.device, digest: str) -> LoadedModel:
+    loaded = load_model(str(directory), dtype=dtype, device=device)
+    if loaded.digest != digest:
+        raise ModelError(f"{directory} changed while it was loaded; run again")
+    return loaded
+
+
 def _ready(model: nn.Module, device: torch.device) -> PreTrainedModel:
     """``model`` on its device, in evaluation mode."""
     return cast("PreTrainedModel", nn.Module.to(model, device).eval())

@@ -141,6 +141,24 @@ def test_a_broken_training_ends_with_the_bits_of_an_unbroken_one(
     assert not (directory / "broken" / "checkpoints").exists()
 
 
+def test_cells_that_share_a_base_model_give_what_they_give_alone(
+    model_directory: Path,
+    training_spec: Spec,
+    write_inputs: Inputs,
+    train: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+):
+    inputs, spec = write_inputs(), training_spec()
+    paths = {"model_path": str(model_directory), "loaded": None}
+    train(inputs, spec, "alone", **paths)
+
+    train(inputs, training_spec(learning_rate=0.1), "before", **paths)
+    train(inputs, spec, "after", **paths)
+
+    assert outcome(tmp_path / "after") == outcome(tmp_path / "alone")
+    assert outcome(tmp_path / "before") != outcome(tmp_path / "alone")
+
+
 def test_killed_between_steps_and_within_a_checkpoint_it_ends_with_the_same_bits(
     model_directory: Path,
     training_spec: Spec,

@@ -43,6 +43,18 @@ def test_a_model_is_loaded_with_its_tokenizer_and_digest(model_directory: Path, 
     assert loaded.digest == models.model_digest(model_directory)
 
 
+def test_a_shared_model_stays_in_memory_until_its_files_change(model_copy: Path):
+    def share() -> LoadedModel:
+        return models.shared_model(str(model_copy), revision=None, dtype="auto", device=CPU)
+
+    first = share()
+    again = share()
+    (model_copy / "generation_config.json").write_text('{"eos_token_id": 1}')
+
+    assert again is first
+    assert share() is not first
+
+
 def test_pickled_weights_are_refused(tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
