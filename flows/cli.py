@@ -6,6 +6,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
 
@@ -204,6 +206,43 @@ def report(directory: RunDirectory) -> None:
 
     read_run(directory)
     print(write_report(directory))
+
+
+@app.command()
+@explained
+def doctor(
+    spec: Annotated[Path | None, typer.Argument(help="The experiment's YAML.")] = None,
+    settings: Settings = None,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check this machine and, with SPEC, that its model and data train as they should."""
+    from flows.launch import examine
+    from tell_core.doctor import worst
+
+    checks, samples = examine(spec, settings or [], out)
+    if as_json:
+        _print_json([vars(check) for check in checks])
+    else:
+        _print_table([vars(check) for check in checks])
+        for sample in samples:
+            _print_sample(sample)
+    if worst(checks) == "fail":
+        raise typer.Exit(1)
+
+
+def _print_sample(pieces: Sequence[tuple[str, bool]]) -> None:
+    """Supervised tokens in green, or between brackets where there are no colours."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    text = Text("\n")
+    for is_supervised, group in groupby(pieces, key=itemgetter(1)):
+        joined = "".join(piece for piece, _ in group)
+        shown = joined if console.is_terminal or not is_supervised else f"[[{joined}]]"
+        text.append(shown, "bold green" if is_supervised else "dim")
+    console.print(text)
 
 
 @app.command("fetch-model")

@@ -16,6 +16,7 @@ from tasks.stores import SQLITE, tracking_uri
 from tell_core.analysis.adaptive import contest
 from tell_core.analysis.summary import verdict_sentence
 from tell_core.demo import find_world
+from tell_core.doctor import Check, Sample, check_environment, check_experiment
 from tell_core.pipeline import curate_stage, mix_stage
 from tell_core.plan import make_plan, plan_rows
 from tell_core.planner import Design, designs
@@ -135,6 +136,18 @@ def mix_experiment(
         {"cell": cell.label, **read_json(mixed.path / "ledger.json"), "directory": mixed.path.name}
         for cell, mixed in mixtures.items()
     ]
+
+
+def examine(
+    spec_file: Path | None, settings: Sequence[str], out: Path | None
+) -> tuple[list[Check], list[Sample]]:
+    """Check the machine and, with a specification, the invariants of its training."""
+    if spec_file is None:
+        return check_environment(out or Path("runs")), []
+    spec, root = _open(spec_file, settings, out)
+    with sole_owner(root):
+        checks, samples = check_experiment(spec, root)
+    return [*check_environment(root), *checks], samples
 
 
 def _open(

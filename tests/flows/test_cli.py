@@ -72,6 +72,7 @@ def test_the_surface_is_frozen():
         "mix": ["--json", "--out", "--set", "spec"],
         "results": ["--json", "--sql", "directory"],
         "report": ["directory"],
+        "doctor": ["--json", "--out", "--set", "spec"],
         "fetch-model": ["--out", "--source"],
     }
 
