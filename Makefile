@@ -1,4 +1,5 @@
 # make setup: .venv with the project.  make demo: the embedded experiment.  make test: what CI runs.
+# make up: Prefect and MLflow servers, a worker and the deployments on this machine; tell down ends them.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -9,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 
-.PHONY: setup demo test lint slow bench clean
+.PHONY: setup demo up test lint slow bench clean
 
 setup: $(VENV)/.installed
 
@@ -21,6 +22,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/tell demo
+
+up: setup
+	$(BIN)/tell up
 
 lint: setup
 	$(BIN)/ruff check .

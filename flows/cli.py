@@ -33,6 +33,7 @@ Settings = Annotated[
     typer.Option("--set", help="name=value for a variable or field of the YAML; repeatable."),
 ]
 Out = Annotated[Path | None, typer.Option(help="Run directory; runs/<name> by default.")]
+Home = Annotated[Path, typer.Option(help="Where databases, artifacts and logs are kept.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 NoTrack = Annotated[bool, typer.Option("--no-track", help="Record nothing in MLflow.")]
 
@@ -210,6 +211,51 @@ def report(directory: RunDirectory) -> None:
 
 @app.command()
 @explained
+def up(
+    home: Home = Path(".tell"),
+    prefect_port: Annotated[int, typer.Option(help="Port of Prefect's pages.")] = 4200,
+    mlflow_port: Annotated[int, typer.Option(help="Port of MLflow's pages.")] = 5000,
+) -> None:
+    """Start Prefect server, MLflow server, worker and deployments on this machine."""
+    from flows import services
+
+    running = services.up(
+        home, prefect_port, mlflow_port, lambda line: print(line, file=sys.stderr, flush=True)
+    )
+    for one in running:
+        if one.address:
+            print(f"{one.name + ':':10} {one.address}")
+    print("\nTo use them from this shell:")
+    for name, value in services.addresses(running).items():
+        print(f"export {name}={value}")
+
+
+@app.command()
+@explained
+def down(home: Home = Path(".tell")) -> None:
+    """End what `tell up` started, and nothing else."""
+    from flows import services
+
+    print(f"ended: {', '.join(services.down(home)) or 'nothing was running'}")
+
+
+@app.command()
+@explained
+def status(home: Home = Path(".tell"), as_json: AsJson = False) -> None:
+    """Show what `tell up` started: whether it answers, where, and its log."""
+    from flows import services
+
+    rows = services.status(home)
+    if as_json:
+        _print_json(rows)
+    elif rows:
+        _print_table(rows)
+    else:
+        print("nothing was started here; `tell up` does")
+
+
+@app.command()
+@explained
 def doctor(
     spec: Annotated[Path | None, typer.Argument(help="The experiment's YAML.")] = None,
     settings: Settings = None,
@@ -292,9 +338,8 @@ def _mute_finalisation() -> None:
 
 
 def _print_answer(outcome: dict[str, Any]) -> None:
-    for sentence in outcome["answer"]:
-        print(sentence)
-    print()
+    for sentences in (outcome["answer"], outcome["forecast"]):
+        print("\n".join(sentences), end="\n\n")
     for name, value in outcome["places"].items():
         print(f"{name + ':':10} {value}")
 

@@ -14,7 +14,8 @@ from flows.demo_files import demo_settings, demo_spec
 from flows.local_server import prefect_server
 from tasks.stores import SQLITE, tracking_uri
 from tell_core.analysis.adaptive import contest
-from tell_core.analysis.summary import verdict_sentence
+from tell_core.analysis.sentences import forecast_sentences
+from tell_core.analysis.summary import FORECAST_FILE, verdict_sentence
 from tell_core.demo import find_world
 from tell_core.doctor import Check, Sample, check_environment, check_experiment
 from tell_core.pipeline import curate_stage, mix_stage
@@ -179,4 +180,10 @@ def _outcome(root: Path) -> dict[str, Any]:
         places["model"] = str(record.get("model_uri") or "none registered")
     if (root / "prefect").exists() and "PREFECT_API_URL" not in os.environ:
         places["prefect"] = f"PREFECT_HOME={root.absolute() / 'prefect'} prefect server start"
-    return {"answer": verdict_sentence(read_json(root / "leverage.json")), "places": places}
+    leverage = read_json(root / "leverage.json")
+    forecast = read_json(root / FORECAST_FILE)
+    return {
+        "answer": verdict_sentence(leverage),
+        "forecast": forecast_sentences(forecast, leverage),
+        "places": places,
+    }

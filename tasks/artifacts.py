@@ -17,7 +17,6 @@ from prefect.cache_policies import NO_CACHE
 from tell_core.analysis.summary import verdict_sentence
 from tell_core.pipeline import Stage
 from tell_core.plan import Plan, plan_rows
-from tell_core.report.page import write_figures
 from tell_core.results import SCORES_SQL, query, source_rows
 from tell_core.store import read_json
 
@@ -50,14 +49,12 @@ def show_results(root: Path, model_uri: str | None, tracking_url: str | None) ->
         table=[dict(zip(columns, map(_finite, row), strict=True)) for row in rows],
         description="Mean score over seeds",
     )
-    for figure in write_figures(root, root / "figures"):
-        if figure.suffix == ".png":
-            content = base64.b64encode(figure.read_bytes()).decode()
-            create_image_artifact(
-                key="leverage",
-                image_url=f"data:image/png;base64,{content}",
-                description=answer,
-            )
+    figure = root / "figures" / "learning_curves.png"
+    if figure.is_file():
+        content = base64.b64encode(figure.read_bytes()).decode()
+        create_image_artifact(
+            key="leverage", image_url=f"data:image/png;base64,{content}", description=answer
+        )
     if tracking_url:
         create_link_artifact(key="mlflow", link=tracking_url, link_text="The run in MLflow")
 

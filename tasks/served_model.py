@@ -51,6 +51,7 @@ class AnchoredModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defin
         self.random_text = random_anchor(base.tokenizer, num_tokens, config["anchor_seed"])
         self.max_new_tokens = int(config["max_new_tokens"])
         self.batch_size = int(config["batch_size"])
+        self.stop = tuple(config["stop"])
 
     # No type hints on model_input: MLflow would derive a signature from them and drop ours.
     def predict(self, context: Any, model_input, params: Any = None) -> pd.DataFrame:  # type: ignore[no-untyped-def] # noqa: ARG002
@@ -66,6 +67,7 @@ class AnchoredModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defin
                 batch_size=self.batch_size,
                 device=self.device,
                 stop_ids={turn_end},
+                stop=self.stop,
             )
         return pd.DataFrame({"response": answers})
 

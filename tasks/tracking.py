@@ -381,6 +381,7 @@ def _serving_config(spec: ExperimentSpec, best: CellOutcome) -> dict[str, Any]:
         "arm": best.cell.arm,
         "anchor_seed": best.cell.seed,
         "max_new_tokens": spec.evaluation.max_new_tokens,
+        "stop": list(spec.evaluation.stop),
         "batch_size": spec.evaluation.batch_size,
         "chat_template": renderer_of(spec).chat_template,
     }

@@ -18,6 +18,7 @@ from tell_core.data.curation import curate, curation_inputs
 from tell_core.data.mixtures import build_cell_inputs
 from tell_core.data.rendering import ChatRenderer, load_chat_template
 from tell_core.errors import StoreError
+from tell_core.evaluation.metrics import metric_identity
 from tell_core.evaluation.scoring import check_references, evaluate_cell
 from tell_core.spec.arms import parse_arm
 from tell_core.spec.cells import Cell, tuning_cells
@@ -31,9 +32,15 @@ from tell_core.training.models import context_tokens, load_tokenizer, model_dige
 from tell_core.training.trainer import DivergedError
 
 # Raised by hand when a change of code changes what a stage puts out.
-STAGE_VERSIONS = {"curate": 2, "mix": 2, "train": 1, "evaluate": 1, "analyse": 1, "report": 1}
-# Which items there are belongs to the mix stage; how many side by side changes no answer.
-_NOT_SCORING = {"max_items", "num_shots", "batch_size"}
+STAGE_VERSIONS = {"curate": 3, "mix": 3, "train": 1, "evaluate": 2, "analyse": 1, "report": 1}
+# Which items there are belongs to the mix stage; how many side by side, and where files lie,
+# changes no answer.
+_NOT_SCORING: Any = {
+    "max_items": True,
+    "num_shots": True,
+    "batch_size": True,
+    "harness": {"__all__": {"tasks_dir"}},
+}
 Progress = Callable[[str, int, int], None]
 T = TypeVar("T")
 
@@ -116,11 +123,13 @@ def check_references_of(spec: ExperimentSpec, curated: Stage) -> None:
         InputError: A reference has no answer, or is none of the metric's labels.
     """
     columns = pq.read_table(
-        curated.path / "task_test.parquet", columns=["example_id", "response", "extra"]
+        curated.path / "task_test.parquet",
+        columns=["example_id", "prompt", "response", "extra"],
     ).to_pylist()
     rows = [
         {
             "item_id": row["example_id"],
+            "prompt": row["prompt"],
             "reference": row["response"],
             "extra": parse_extra(row["extra"]),
         }
@@ -195,7 +204,8 @@ def evaluate_fingerprint(spec: ExperimentSpec, mixed: Stage, trained: Stage | No
     base = base_digest(spec.model.id, spec.model.revision)
     weights = trained.fingerprint if trained else [base, number_format(spec)]
     scoring = spec.evaluation.model_dump(exclude=_NOT_SCORING)
-    return _fingerprint("evaluate", mixed.fingerprint, weights, scoring)
+    own = metric_identity(spec.evaluation)
+    return _fingerprint("evaluate", mixed.fingerprint, weights, scoring, own)
 
 
 def evaluate_stage(

@@ -55,6 +55,7 @@ FINAL_FILES = (
     "manifest.json",
     "results.parquet",
     "leverage.json",
+    "forecast.json",
     "emergence.json",
     "report.html",
 )

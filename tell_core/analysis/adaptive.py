@@ -98,7 +98,7 @@ def round_after(spec: ExperimentSpec, records: Iterable[Mapping[str, Any]]) -> R
     metric = next(
         one for one in build_metrics(spec.evaluation) if one.name == spec.analysis.primary_metric
     )
-    points = ItemStatistics(cells, [metric]).points(metric, resampling_of(spec.analysis))
+    points = ItemStatistics(cells, [metric]).points(metric, Resampling.of(spec.analysis))
     sign = 1.0 if metric.higher_is_better else -1.0
     scores = {
         Cell(point.arm, point.task_budget_tokens, point.general_budget_tokens, seed): sign * score
@@ -139,7 +139,7 @@ def judge_of(
         analysis: How intervals are made.
         higher_is_better: Direction of the metric.
     """
-    resampling = resampling_of(analysis)
+    resampling = Resampling.of(analysis)
     known = {(p.arm, p.task_budget_tokens, p.general_budget_tokens): p for p in points}
 
     def judge(one: Contender, budget: int) -> Interval:
@@ -155,11 +155,6 @@ def judge_of(
         return estimate.low, estimate.high
 
     return judge
-
-
-def resampling_of(analysis: AnalysisSpec) -> Resampling:
-    """How intervals are made, by the specification."""
-    return Resampling(analysis.confidence, analysis.bootstrap_draws, analysis.seed)
 
 
 def left_out(spec: ExperimentSpec, finished: Iterable[Cell]) -> tuple[Cell, ...]:

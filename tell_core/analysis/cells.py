@@ -12,10 +12,12 @@ from tell_core.analysis.curves import CurvePoint, score_trainings
 from tell_core.analysis.emergence import emergence_of_cell
 from tell_core.analysis.resampling import FloatArray, Resampling, item_weights
 from tell_core.errors import AnalysisError
-from tell_core.evaluation.base import Metric
-from tell_core.evaluation.metrics import GENERAL_ITEMS_FILE, PREDICTIONS_FILE, metric_statistics
+from tell_core.evaluation.base import PREDICTIONS_FILE, Metric
+from tell_core.evaluation.metrics import metric_statistics
 from tell_core.spec.arms import parse_arm
+from tell_core.store import read_json
 
+SCORES_FILE = "scores.json"
 Progress = Callable[[str, int, int], None]
 
 
@@ -72,6 +74,10 @@ class ItemStatistics:
     Attributes:
         metrics: The metrics that have items; without held-out general data there are none for
             its log-probability.
+
+    Raises:
+        AnalysisError: A file is missing or damaged, or cells were scored on different items.
+        StoreError: There is no scores.json.
     """
 
     def __init__(
@@ -82,19 +88,30 @@ class ItemStatistics:
     ) -> None:
         self._cells = cells
         self._statistics: dict[tuple[str, str], FloatArray] = {}
+        self._repeats: dict[tuple[str, str], Sequence[float]] = {}
         self._items: dict[str, tuple[str, list[str]]] = {}
+        self._weights: dict[tuple[int, Resampling], FloatArray] = {}
         for done, cell in enumerate(cells, start=1):
-            for kind, file in (("test", PREDICTIONS_FILE), ("general", GENERAL_ITEMS_FILE)):
-                rows = read_lines(cell.evaluated / file)
-                self._check_items(cell, file, [row["item_id"] for row in rows])
-                for metric in metrics if rows else ():
-                    if metric.items == kind:
-                        found = metric_statistics(metric, rows)
-                        self._statistics[cell.name, metric.name] = found
+            self._read(cell, metrics)
             if on_progress:
                 on_progress("reading predictions", done, len(cells))
         named = {name for _, name in self._statistics}
         self.metrics = tuple(metric for metric in metrics if metric.name in named)
+
+    def _read(self, cell: AnalysedCell, metrics: Sequence[Metric]) -> None:
+        """Read the statistics of every kind of items, and the scores of repeated decodings."""
+        by_file: dict[str, list[Metric]] = {}
+        for metric in metrics:
+            by_file.setdefault(metric.items_file, []).append(metric)
+        for file, concerned in by_file.items():
+            path = cell.evaluated / file
+            # Only test items are always there; that all cells have the same is checked anyway.
+            rows = read_lines(path) if file == PREDICTIONS_FILE or path.exists() else []
+            self._check_items(cell, file, [row["item_id"] for row in rows])
+            for metric in concerned if rows else ():
+                self._statistics[cell.name, metric.name] = metric_statistics(metric, rows)
+        for name, entry in read_json(cell.evaluated / SCORES_FILE).items():
+            self._repeats[cell.name, name] = entry.get("repeats") or ()
 
     def points(self, metric: Metric, resampling: Resampling) -> list[CurvePoint]:
         """Scores of ``metric``, cells that differ in their seed alone put together."""
@@ -102,8 +119,14 @@ class ItemStatistics:
         for cell in self._cells:
             groups.setdefault(cell.group, []).append(cell)
         num_items = len(self._statistics[self._cells[0].name, metric.name])
-        weights = item_weights(num_items, resampling)
+        weights = self._item_weights(num_items, resampling)
         return [self._point(metric, group, weights) for group in groups.values()]
+
+    def repeats(self, metric: Metric, point: CurvePoint) -> list[Sequence[float]]:
+        """Scores of repeated decodings, for each seed of ``point``; empty where there are none."""
+        group = point.arm, point.task_budget_tokens, point.general_budget_tokens
+        cells = [cell for cell in self._cells if cell.group == group]
+        return [self._repeats.get((cell.name, metric.name), ()) for cell in cells]
 
     def _point(
         self, metric: Metric, cells: Sequence[AnalysedCell], weights: FloatArray
@@ -120,6 +143,13 @@ class ItemStatistics:
             num_items=weights.shape[1],
             varies_with_seed=arm.is_trained or arm.has_shots,
         )
+
+    def _item_weights(self, num_items: int, resampling: Resampling) -> FloatArray:
+        """The draws of items, made once: all metrics on the same items share them."""
+        key = num_items, resampling
+        if key not in self._weights:
+            self._weights[key] = item_weights(num_items, resampling)
+        return self._weights[key]
 
     def _check_items(self, cell: AnalysedCell, file: str, items: list[str]) -> None:
         first, expected = self._items.setdefault(file, (cell.name, items))

@@ -16,6 +16,7 @@ from tell_core.errors import AnalysisError
 
 ONE_SEED = "one seed: how much another seed would change the score is unknown"
 NO_SCORE = "the score is not defined on these items"
+_BLOCK = 256  # draws: their weights stay in the processor's cache from one seed to the next
 
 
 class ScoresFromWeights(Protocol):
@@ -88,20 +89,20 @@ def score_trainings(
     Raises:
         AnalysisError: The trainings were not all scored on N items.
     """
-    num_items = weights.shape[1]
+    num_draws, num_items = weights.shape
     if wrong := {len(one) for one in statistics} - {num_items}:
         raise AnalysisError(
             f"a cell was scored on {wrong.pop()} items, others on {num_items}: leverage compares"
             " cells on the same items. Evaluate them again with one specification."
         )
-    all_weights = np.concatenate([np.ones((1, num_items)), weights])
-    scores = np.stack([scores_from_weights(one, all_weights) for one in statistics])
-    return scores[:, 0], scores[:, 1:]
-
-
-def item_mean(statistics: FloatArray, weights: FloatArray) -> FloatArray:
-    """`ScoresFromWeights` of a metric that is the mean of one number per item, K = 1."""
-    return np.asarray((weights @ statistics)[:, 0] / weights.sum(axis=1))
+    everything = np.ones((1, num_items))
+    scores = np.stack([scores_from_weights(one, everything)[0] for one in statistics])
+    draws = np.empty((len(statistics), num_draws))
+    for start in range(0, num_draws, _BLOCK):
+        block = weights[start : start + _BLOCK]
+        for row, one in zip(draws, statistics, strict=True):
+            row[start : start + _BLOCK] = scores_from_weights(one, block)
+    return scores, draws
 
 
 def curve_row(

@@ -26,6 +26,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from tell_core.analysis.curves import NO_SCORE, ONE_SEED, CurvePoint, finite_or_none
+from tell_core.analysis.multiple import two_sided_p_value
 from tell_core.analysis.resampling import FloatArray, Resampling, interval
 
 Censored = Literal["none", "above", "below", "undefined"]
@@ -52,11 +53,13 @@ class Advantage:
         difference: The difference, or None when the baseline was not run at this budget.
         low: Lower end of the interval; None: unbounded or undefined.
         high: Upper end of the interval; None: unbounded or undefined.
+        p_value: Two-sided, from the draws of the interval; None where there is none.
     """
 
     difference: float | None = None
     low: float | None = None
     high: float | None = None
+    p_value: float | None = None
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,9 @@ class LeverageEstimate:
     advantage: Advantage
 
     def as_json(self) -> dict[str, Any]:
-        """As it stands in leverage.json."""
-        return asdict(self)
+        """As it stands in leverage.json, where ``p_value`` is that of the advantage."""
+        row = asdict(self)
+        return row | {"p_value": row["advantage"].pop("p_value")}
 
 
 def leverage_ratio(
@@ -120,6 +124,7 @@ def leverage_ratio(
         constant or all zero, a baseline has fewer than two budgets, or there is one seed; in the
         last case a point estimate is given where there is one, and no interval.
     """
+    baselines = comparable(tell, baselines)
     seeds = common_seeds([tell, *(point for curve in baselines for point in curve)])
     tell = tell.select(seeds)
     curves = [[point.select(seeds) for point in curve] for curve in baselines]
@@ -129,6 +134,18 @@ def leverage_ratio(
     sign = 1.0 if higher_is_better else -1.0
     needed = smallest([_needed(tell, curve, resampling, sign) for curve in curves])
     return _estimate(tell, needed, advantage(tell, curves, resampling, sign=sign), resampling)
+
+
+def comparable(tell: CurvePoint, baselines: Sequence[Curve]) -> Sequence[Curve]:
+    """The baselines' points that have every seed of ``tell``.
+
+    An adaptive run gives some budgets fewer seeds than others. A baseline left with fewer than two
+    budgets drops out; if all would, they stay as they are, and the seeds that all have decide.
+    """
+    kept = [
+        [point for point in curve if set(tell.seeds) <= set(point.seeds)] for curve in baselines
+    ]
+    return [curve for curve in kept if len(curve) > 1] or baselines
 
 
 def common_seeds(points: Iterable[CurvePoint]) -> tuple[int, ...]:
@@ -205,7 +222,8 @@ def advantage(
     is_missing = np.isnan(difference)
     lower = np.where(is_missing, -np.inf, difference)[1:]
     upper = np.where(is_missing, np.inf, difference)[1:]
-    return Advantage(float(difference[0]), *interval(lower, upper, resampling.confidence))
+    ends = interval(lower, upper, resampling.confidence)
+    return Advantage(float(difference[0]), *ends, two_sided_p_value(lower, upper))
 
 
 def crossing(entries: Iterable[Mapping[str, Any]]) -> dict[str, int | None]:

@@ -9,10 +9,13 @@ Shape letters: D draws, S seeds, N items.
 """
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from tell_core.spec.model import AnalysisSpec
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -30,6 +33,11 @@ class Resampling(NamedTuple):
     num_draws: int = 2000
     seed: int = 0
 
+    @classmethod
+    def of(cls, analysis: AnalysisSpec) -> "Resampling":
+        """As the specification says."""
+        return cls(analysis.confidence, analysis.bootstrap_draws, analysis.seed)
+
 
 def item_weights(num_items: int, resampling: Resampling) -> FloatArray:
     """How often each item occurs in each draw of ``num_items`` items with replacement.
@@ -42,6 +50,7 @@ def item_weights(num_items: int, resampling: Resampling) -> FloatArray:
     return generator.multinomial(num_items, share, resampling.num_draws).astype(np.float64)
 
 
+@lru_cache(maxsize=8)
 def seed_deviations(num_seeds: int, resampling: Resampling) -> FloatArray:
     """Weights whose sum over seed scores is a draw of (true mean - sample mean).
 
@@ -55,16 +64,17 @@ def seed_deviations(num_seeds: int, resampling: Resampling) -> FloatArray:
         resampling: Number and seed of the draws.
 
     Returns:
-        Shape (D, S). Every row sums to 0.
+        Shape (D, S), read-only: equal arguments share one array. Every row sums to 0.
     """
-    shape = (resampling.num_draws, num_seeds)
-    if num_seeds < 2:
-        return np.zeros(shape)
-    generator = np.random.default_rng([resampling.seed, num_seeds, 1])
-    normal = generator.standard_normal(shape)
-    normal -= normal.mean(axis=1, keepdims=True)
-    chi_square = generator.chisquare(num_seeds - 1, (resampling.num_draws, 1))
-    return np.asarray(normal / np.sqrt(num_seeds * chi_square))
+    deviations = np.zeros((resampling.num_draws, num_seeds))
+    if num_seeds > 1:
+        generator = np.random.default_rng([resampling.seed, num_seeds, 1])
+        deviations += generator.standard_normal(deviations.shape)
+        deviations -= deviations.mean(axis=1, keepdims=True)
+        chi_square = generator.chisquare(num_seeds - 1, (resampling.num_draws, 1))
+        deviations /= np.sqrt(num_seeds * chi_square)
+    deviations.flags.writeable = False
+    return deviations
 
 
 def interval(

@@ -1,6 +1,5 @@
-"""The analysis of a run: leverage.json, emergence.json, and the answer in plain words."""
+"""The analysis of a run: leverage, forecast, emergence, and the answer in plain words."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,14 @@ from typing import Any
 from tell_core.analysis.cells import AnalysedCell, ItemStatistics, Progress, trace_cell
 from tell_core.analysis.curves import CurvePoint, curve_row
 from tell_core.analysis.emergence import MIN_POINTS, REMARK, emergence_summary
+from tell_core.analysis.forecast import HORIZON_FACTOR, SFT_ARMS, forecast_metric
 from tell_core.analysis.leverage import crossing, leverage_ratio
+from tell_core.analysis.multiple import holm
+from tell_core.analysis.power import measured_power
+from tell_core.analysis.price import price_rows
 from tell_core.analysis.resampling import Resampling
+from tell_core.analysis.variance import variance_row
+from tell_core.analysis.words import ARM_WORDS, count, metric_words, number, rounded, short
 from tell_core.evaluation.base import Metric
 from tell_core.evaluation.metrics import build_metrics
 from tell_core.spec.arms import parse_arm
@@ -17,11 +22,12 @@ from tell_core.spec.model import AnalysisSpec, ExperimentSpec
 from tell_core.store import write_json
 
 LEVERAGE_FILE = "leverage.json"
+FORECAST_FILE = "forecast.json"
 EMERGENCE_FILE = "emergence.json"
-SFT_ARMS = ("sft", "sft_matched")
 BEST = "best"
 
 Entry = Mapping[str, Any]
+Points = Mapping[str, Sequence[CurvePoint]]
 
 
 def analyse_run(
@@ -30,14 +36,14 @@ def analyse_run(
     out: Path,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Read the predictions and probe losses of all cells; write leverage.json and emergence.json.
+    """Read predictions and probe losses of all cells; write leverage, forecast and emergence.
 
     Args:
         cells: What `CellOutcome.record` gives for each finished cell.
         spec: The experiment, for its metrics and its statistics.
         out: The run directory.
-        on_progress: Called with "reading predictions", "leverage" or "emergence", what is done
-            and how much there is.
+        on_progress: Called with "reading predictions", "leverage", "forecast" or "emergence",
+            what is done and how much there is.
 
     Returns:
         The content of leverage.json.
@@ -47,32 +53,87 @@ def analyse_run(
     """
     analysed = [AnalysedCell.from_record(record) for record in cells]
     statistics = ItemStatistics(analysed, build_metrics(spec.evaluation), on_progress)
-    leverage = leverage_of_run(statistics, spec.analysis, on_progress)
+    resampling = Resampling.of(spec.analysis)
+    points = {metric.name: statistics.points(metric, resampling) for metric in statistics.metrics}
+    leverage = leverage_of_run(statistics, points, spec.analysis, on_progress)
     write_json(out / LEVERAGE_FILE, leverage)
+    forecast = forecast_of_run(statistics.metrics, points, spec.analysis, on_progress)
+    write_json(out / FORECAST_FILE, forecast)
     write_json(out / EMERGENCE_FILE, emergence_of_run(analysed, on_progress))
     return leverage
 
 
 def leverage_of_run(
-    statistics: ItemStatistics, analysis: AnalysisSpec, on_progress: Progress | None = None
+    statistics: ItemStatistics,
+    points: Points,
+    analysis: AnalysisSpec,
+    on_progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """The content of leverage.json."""
-    resampling = Resampling(analysis.confidence, analysis.bootstrap_draws, analysis.seed)
+    """The content of leverage.json, from the points of each metric."""
+    resampling = Resampling.of(analysis)
     metrics: dict[str, Any] = {}
-    baselines: set[str] = set()
+    price: list[dict[str, Any]] = []
     for done, metric in enumerate(statistics.metrics, start=1):
-        points = statistics.points(metric, resampling)
-        baselines |= {point.arm for point in points if point.arm in SFT_ARMS}
-        metrics[metric.name] = _metric_entry(metric, points, resampling)
+        found = points[metric.name]
+        repeats = [statistics.repeats(metric, point) for point in found]
+        metrics[metric.name] = _metric_entry(metric, found, repeats, resampling)
+        price += price_rows(metric, found, resampling) if metric.items != "test" else []
         if on_progress:
             on_progress("leverage", done, len(statistics.metrics))
+    arms = {point.arm for found in points.values() for point in found}
+    baselines = [arm for arm in SFT_ARMS if arm in arms]
     return {
         "primary_metric": analysis.primary_metric,
         "confidence": analysis.confidence,
         "bootstrap_draws": analysis.bootstrap_draws,
-        "baselines": [*(arm for arm in SFT_ARMS if arm in baselines), *([BEST] * bool(baselines))],
+        "baselines": [*baselines, *([BEST] * bool(baselines))],
         "metrics": metrics,
+        "price": price,
     }
+
+
+def forecast_of_run(
+    metrics: Sequence[Metric],
+    points: Points,
+    analysis: AnalysisSpec,
+    on_progress: Progress | None = None,
+) -> dict[str, Any]:
+    """The content of forecast.json: of every metric on test items."""
+    tested = [metric for metric in metrics if metric.items == "test"]
+    found = {}
+    for done, metric in enumerate(tested, start=1):
+        found[metric.name] = forecast_metric(metric, points[metric.name], analysis)
+        if on_progress:
+            on_progress("forecast", done, len(tested))
+    return {
+        "confidence": analysis.forecast_confidence,
+        "horizon_factor": HORIZON_FACTOR,
+        "primary_metric": analysis.primary_metric,
+        "metrics": found,
+    }
+
+
+def leverage_by_arm(
+    metric: Metric, points: Sequence[CurvePoint], resampling: Resampling
+) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """``arms`` of a metric in leverage.json: rows by TELL arm and general budget.
+
+    Every TELL point is compared with each SFT arm and with the better of them; p-values are
+    corrected over all rows of the same baseline.
+    """
+    arms: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    told = [point for point in points if parse_arm(point.arm).is_tell]
+    for point in sorted(told, key=_budgets):
+        curves = _baseline_curves(points, point.general_budget_tokens)
+        rows = arms.setdefault(point.arm, {}).setdefault(str(point.general_budget_tokens), [])
+        for name, chosen in _comparisons(curves).items():
+            estimate = leverage_ratio(
+                point, chosen, resampling, higher_is_better=metric.higher_is_better
+            )
+            budget = {"task_budget_tokens": point.task_budget_tokens, "baseline": name}
+            rows.append(budget | estimate.as_json())
+    _correct(arms)
+    return arms
 
 
 def emergence_of_run(
@@ -110,17 +171,20 @@ def verdict_sentence(leverage: Mapping[str, Any]) -> list[str]:
     for budget, rows in by_general.items():
         best = [row for row in rows if row["baseline"] == BEST]
         if len(by_general) > 1:
-            sentences.append(f"General budget {_count(int(budget))} tokens:")
+            sentences.append(f"General budget {count(int(budget))} tokens:")
         sentences += [_sentence(row, metric, baseline) for row in best]
         sentences.append(_crossing_sentence(best))
     return sentences
 
 
 def _metric_entry(
-    metric: Metric, points: Sequence[CurvePoint], resampling: Resampling
+    metric: Metric,
+    points: Sequence[CurvePoint],
+    repeats: Sequence[Sequence[Sequence[float]]],
+    resampling: Resampling,
 ) -> dict[str, Any]:
     """One entry of ``metrics``. Leverage is a matter of the task: test items only."""
-    arms = _leverage_by_arm(metric, points, resampling) if metric.items == "test" else {}
+    arms = leverage_by_arm(metric, points, resampling) if metric.items == "test" else {}
     return {
         "higher_is_better": metric.higher_is_better,
         "arms": arms,
@@ -129,24 +193,21 @@ def _metric_entry(
             for arm, by_general in arms.items()
         },
         "curves": [curve_row(point, resampling, metric.limits) for point in points],
+        "variance": [
+            variance_row(point, scores, is_generated=metric.needs_generation)
+            for point, scores in zip(points, repeats, strict=True)
+        ],
+        "power": measured_power(points, resampling.confidence),
     }
 
 
-def _leverage_by_arm(
-    metric: Metric, points: Sequence[CurvePoint], resampling: Resampling
-) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    arms: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    told = [point for point in points if parse_arm(point.arm).is_tell]
-    for point in sorted(told, key=_budgets):
-        curves = _baseline_curves(points, point.general_budget_tokens)
-        rows = arms.setdefault(point.arm, {}).setdefault(str(point.general_budget_tokens), [])
-        for name, chosen in _comparisons(curves).items():
-            estimate = leverage_ratio(
-                point, chosen, resampling, higher_is_better=metric.higher_is_better
-            )
-            budget = {"task_budget_tokens": point.task_budget_tokens, "baseline": name}
-            rows.append(budget | estimate.as_json())
-    return arms
+def _correct(arms: Mapping[str, Mapping[str, Sequence[dict[str, Any]]]]) -> None:
+    """Add Holm's correction over all rows of the same baseline."""
+    rows = [row for by_general in arms.values() for found in by_general.values() for row in found]
+    for baseline in dict.fromkeys(row["baseline"] for row in rows):
+        same = [row for row in rows if row["baseline"] == baseline]
+        for row, corrected in zip(same, holm([row["p_value"] for row in same]), strict=True):
+            row["p_holm"] = corrected
 
 
 def _budgets(point: CurvePoint) -> tuple[int, int]:
@@ -189,30 +250,29 @@ def _nothing_to_say(leverage: Mapping[str, Any], entry: Entry, metric: str) -> s
 
 
 def _baseline_words(baselines: Sequence[str]) -> str:
-    words = {"sft": "plain SFT", "sft_matched": "SFT with as many steps"}
-    named = [words[name] for name in baselines if name in words]
+    named = [ARM_WORDS[name] for name in baselines if name in SFT_ARMS]
     return named[0] if len(named) == 1 else f"the better of {' and '.join(named)}"
 
 
 def _sentence(row: Entry, metric: str, baseline: str) -> str:
-    budget = _count(row["task_budget_tokens"])
+    budget = count(row["task_budget_tokens"])
     if row["censored"] == "undefined":
         return f"With {budget} task tokens leverage is undefined: {row['reason']}{_estimate(row)}."
-    score = f"{_metric_words(metric)} {_number(row['tell_score'])}"
+    score = f"{metric_words(metric)} {number(row['tell_score'])}"
     opening = f"With {budget} task tokens, TELL reaches {score}; {baseline} "
-    tokens = _count(_rounded(row["sft_equivalent_tokens"]))
+    tokens = count(rounded(row["sft_equivalent_tokens"]))
     if row["censored"] == "above":
         middle = f"does not reach that with up to {tokens}: leverage at least "
     elif row["censored"] == "below":
         middle = f"reaches that with {tokens} already: leverage at most "
     else:
         middle = f"needs about {tokens} task tokens for that: leverage "
-    ratio = _short(row["ratio"] if row["bound"] is None else row["bound"])
+    ratio = short(row["ratio"] if row["bound"] is None else row["bound"])
     return f"{opening}{middle}{ratio} ({_interval(row)}).{_judgement(row)}"
 
 
 def _estimate(row: Entry) -> str:
-    return "" if row["ratio"] is None else f" (this seed alone: {_short(row['ratio'])})"
+    return "" if row["ratio"] is None else f" (this seed alone: {short(row['ratio'])})"
 
 
 def _interval(row: Entry) -> str:
@@ -221,10 +281,10 @@ def _interval(row: Entry) -> str:
     if low is None and high is None:
         return f"{level}unbounded"
     if high is None:
-        return f"{level}at least {_short(low)}"
+        return f"{level}at least {short(low)}"
     if low is None:
-        return f"{level}at most {_short(high)}"
-    return f"{level}{_short(low)} to {_short(high)}"
+        return f"{level}at most {short(high)}"
+    return f"{level}{short(low)} to {short(high)}"
 
 
 def _judgement(row: Entry) -> str:
@@ -241,32 +301,11 @@ def _crossing_sentence(rows: Sequence[Entry]) -> str:
     above, below = ends["largest_budget_above_one"], ends["smallest_budget_below_one"]
     if above is None and below is None:
         return "At no task budget is leverage shown to differ from 1."
-    shown = f"The largest task budget with leverage shown above 1 is {_count(above)} tokens."
+    shown = f"The largest task budget with leverage shown above 1 is {count(above)} tokens."
     if below is None:
         return shown
     later = [row["high"] for row in rows if row["task_budget_tokens"] >= below]
     is_lasting = all(high is not None and high < 1 for high in later)
-    place = f"from {_count(below)} task tokens on" if is_lasting else f"at {_count(below)}"
+    place = f"from {count(below)} task tokens on" if is_lasting else f"at {count(below)}"
     ending = f"Leverage is below 1 {place}: TELL does not help there."
     return ending if above is None else f"{shown} {ending}"
-
-
-def _metric_words(metric: str) -> str:
-    return {"log_probability": "log-probability"}.get(metric, metric.replace("_", " "))
-
-
-def _count(value: float | None) -> str:
-    return "no" if value is None else f"{round(value):,}"
-
-
-def _rounded(value: float) -> int:
-    """To two significant digits: more would claim a precision that is not there."""
-    return int(round(value, 1 - math.floor(math.log10(value))))
-
-
-def _short(value: float) -> str:
-    return f"{value:.2g}" if value < 10 else f"{value:,.0f}"
-
-
-def _number(value: float) -> str:
-    return f"{value:.3g}".replace("-", "−")

@@ -7,11 +7,12 @@ sees only those, so that a bootstrap of thousands of draws needs neither texts n
 Shape letters: N items, K statistics per item, D draws of item weights.
 """
 
+import re
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,15 @@ from tell_core.spec.model import MetricSpec
 
 FloatArray = npt.NDArray[np.float64]
 Payload = list[Any]
+
+PREDICTIONS_FILE = "predictions.jsonl"
+GENERAL_ITEMS_FILE = "general_items.jsonl"
+RETENTION_ITEMS_FILE = "retention_items.jsonl"
+_ITEMS_FILES = {
+    "test": PREDICTIONS_FILE,
+    "general": GENERAL_ITEMS_FILE,
+    "retention": RETENTION_ITEMS_FILE,
+}
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,7 @@ class ScoredItem:
         nll: Negative log-likelihood of the gold response, its end-of-turn token included, in nats.
         num_tokens: Supervised tokens of the gold response, at least 1.
         num_bytes: UTF-8 bytes of the gold response.
+        prompt: The bare prompt, without anchor prompt and chat template.
     """
 
     item_id: str
@@ -45,6 +56,7 @@ class ScoredItem:
     nll: float
     num_tokens: int
     num_bytes: int
+    prompt: str = ""
 
     @property
     def predicted_text(self) -> str | None:
@@ -56,18 +68,19 @@ class Metric(ABC):
     """A metric with its options.
 
     Attributes:
-        name: Name in specifications and tables.
+        name: Name in tables; in specifications too, but for a metric of the user's own.
         higher_is_better: Direction.
-        items: Which items it is computed on: the task's test items, or held-out general items.
+        items: Kind of the items that it is computed on: "test", "general" (held-out general
+            examples), "retention", or "harness/" and the task's name.
         needs_generation: Whether it looks at generated text.
         options: Fields of MetricSpec that mean something to it, besides the name.
         has_item_scores: Whether the score of a single item is defined.
         limits: Lowest and highest score there can be.
     """
 
-    name: ClassVar[str]
-    higher_is_better: ClassVar[bool] = True
-    items: ClassVar[Literal["test", "general"]] = "test"
+    name: str
+    higher_is_better: bool = True
+    items: str = "test"
     needs_generation: ClassVar[bool] = True
     options: ClassVar[frozenset[str]] = frozenset({"field"})
     has_item_scores: ClassVar[bool] = True
@@ -81,6 +94,11 @@ class Metric(ABC):
         """What else must be known to reproduce the score (sacreBLEU's signature), or None."""
         return None
 
+    @property
+    def items_file(self) -> str:
+        """File in the directory of an evaluation that holds its items' statistics."""
+        return items_file(self.items)
+
     @abstractmethod
     def payloads(self, items: Sequence[ScoredItem]) -> list[Payload]:
         """Statistics of each item as a list that JSON can hold.
@@ -88,6 +106,17 @@ class Metric(ABC):
         Raises:
             InputError: A reference does not fit the metric.
         """
+
+    def check_references(self, items: Sequence[ScoredItem]) -> None:
+        """Find, before anything is trained, what would make `payloads` fail later.
+
+        Args:
+            items: The test items, without predictions.
+
+        Raises:
+            InputError: A reference does not fit the metric, or something is not installed.
+        """
+        self.payloads(items)
 
     def statistics(self, payloads: Sequence[Payload]) -> FloatArray:
         """Payloads as an array of shape (N, K): numbers that add up over items."""
@@ -166,6 +195,11 @@ class MeanMetric(Metric):
 
     def _score_sums(self, sums: FloatArray) -> FloatArray:
         return sums[:, 0] / sums[:, 1]
+
+
+def items_file(kind: str) -> str:
+    """Name of the file with the statistics of a kind of items, see `Metric.items`."""
+    return _ITEMS_FILES.get(kind) or re.sub(r"[^A-Za-z0-9._-]", "_", kind) + ".jsonl"
 
 
 def normalised(text: str) -> str:

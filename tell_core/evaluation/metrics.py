@@ -4,15 +4,14 @@ Shape letters: N items, K statistics per item.
 """
 
 import difflib
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 from tell_core.errors import EvaluationError, InputError
 from tell_core.evaluation.base import FloatArray, MeanMetric, Metric, ScoredItem, normalised
+from tell_core.evaluation.harness import harness_identity, harness_metrics
 from tell_core.evaluation.labels import (
     Accuracy,
     BalancedAccuracy,
@@ -21,11 +20,18 @@ from tell_core.evaluation.labels import (
     MacroF1,
     Mcc,
 )
-from tell_core.evaluation.overlap import Bleu, CharacterErrorRate, Chrf, ChrfPlusPlus
+from tell_core.evaluation.learned import Bleurt, Comet
+from tell_core.evaluation.overlap import (
+    Bleu,
+    CharacterErrorRate,
+    Chrf,
+    ChrfPlusPlus,
+    Gleu,
+    RougeL,
+)
+from tell_core.evaluation.own import OwnMetric, source_digest
+from tell_core.evaluation.structured import EntityF1, JsonFieldF1, SlotF1
 from tell_core.spec.model import EvaluationSpec, MetricSpec
-
-PREDICTIONS_FILE = "predictions.jsonl"
-GENERAL_ITEMS_FILE = "general_items.jsonl"
 
 
 class ExactMatch(MeanMetric):
@@ -102,23 +108,38 @@ class GeneralLogProbability(LogProbability):
     items = "general"
 
 
+class RetentionLogProbability(LogProbability):
+    """The log-probability per token on the retention set: abilities that are to be kept."""
+
+    name = "retention_log_probability"
+    items = "retention"
+
+
 METRICS: Mapping[str, type[Metric]] = {
     metric.name: metric
     for metric in (
         Accuracy,
         BalancedAccuracy,
         Bleu,
+        Bleurt,
         CharacterErrorRate,
         Chrf,
         ChrfPlusPlus,
+        Comet,
+        EntityF1,
         ExactMatch,
         GeneralLogProbability,
+        Gleu,
+        JsonFieldF1,
         JsonValid,
         LabelF1,
         LogProbability,
         LogProbabilityPerByte,
         MacroF1,
         Mcc,
+        RetentionLogProbability,
+        RougeL,
+        SlotF1,
     )
 }
 
@@ -129,14 +150,9 @@ def build_metric(spec: MetricSpec) -> Metric:
     Raises:
         InputError: There is no such metric, or an option is set that it does not have.
     """
-    if spec.name not in METRICS:
-        near = difflib.get_close_matches(spec.name.lower(), METRICS, n=1, cutoff=0.0)
-        raise InputError(
-            f"there is no metric {spec.name!r}; did you mean {near[0]!r}? Metrics:"
-            f" {', '.join(sorted(METRICS))}"
-        )
-    kind = METRICS[spec.name]
-    given = {name for name in MetricSpec.model_fields if name != "name" and getattr(spec, name)}
+    kind = _metric_kind(spec.name)
+    fields = MetricSpec.model_fields.items()
+    given = {name for name, field in fields if getattr(spec, name) != field.default} - {"name"}
     ignored = sorted(given - kind.options)
     if ignored:
         takes = ", ".join(f"`{name}`" for name in sorted(kind.options)) or "no options"
@@ -144,11 +160,29 @@ def build_metric(spec: MetricSpec) -> Metric:
             f"metric {spec.name!r} has no use for `{ignored[0]}`; it takes {takes}. Remove"
             f" `{ignored[0]}`."
         )
-    return kind(spec)
+    metric = kind(spec)
+    if metric.name != spec.name and metric.name in METRICS:
+        raise InputError(
+            f"metric {spec.name!r} would be called {metric.name!r}, which is one of this program's"
+            " own; give your function another name"
+        )
+    return metric
+
+
+def _metric_kind(name: str) -> type[Metric]:
+    if ":" in name:
+        return OwnMetric
+    if name not in METRICS:
+        near = difflib.get_close_matches(name.lower(), METRICS, n=1, cutoff=0.0)
+        raise InputError(
+            f"there is no metric {name!r}; did you mean {near[0]!r}? Metrics:"
+            f" {', '.join(sorted(METRICS))}; or module:function for one of your own"
+        )
+    return METRICS[name]
 
 
 def build_metrics(evaluation: EvaluationSpec) -> tuple[Metric, ...]:
-    """The metrics asked for, then the log-probabilities, which are always there.
+    """The metrics asked for, the log-probabilities, which are always there, and the harness's.
 
     Reads no data, so that a wrong specification is found before anything runs.
 
@@ -157,21 +191,38 @@ def build_metrics(evaluation: EvaluationSpec) -> tuple[Metric, ...]:
             answers that are whole JSON objects.
     """
     asked = [build_metric(spec) for spec in evaluation.metrics]
-    repeated = [name for name, count in Counter(m.name for m in asked).items() if count > 1]
-    if repeated:
-        raise InputError(f"metric {repeated[0]!r} is asked for twice; its scores share one name")
     over_labels = [metric.name for metric in asked if isinstance(metric, LabelMetric)]
     if over_labels and evaluation.parse.kind == "json" and evaluation.parse.field is None:
         raise InputError(
             f"metric {over_labels[0]!r} compares labels, but `evaluation.parse` reads whole JSON"
             " objects: add the key that holds the label, `parse: {kind: json, field: ...}`"
         )
-    always = (LogProbability, GeneralLogProbability)
+    always = (LogProbability, GeneralLogProbability, RetentionLogProbability)
     names = {metric.name for metric in asked}
-    return (
+    metrics = (
         *asked,
         *(kind(MetricSpec(name=kind.name)) for kind in always if kind.name not in names),
+        *harness_metrics(evaluation.harness),
     )
+    repeated = [name for name, count in Counter(m.name for m in metrics).items() if count > 1]
+    if repeated:
+        raise InputError(f"metric {repeated[0]!r} is asked for twice; its scores share one name")
+    return metrics
+
+
+def metric_identity(evaluation: EvaluationSpec) -> dict[str, Any]:
+    """What a score depends on beside the specification: code and task files of the user's.
+
+    Returns:
+        Plain JSON: sha256 of the source file of each metric of the user's own, and what
+        `harness_identity` says; empty parts are left out.
+
+    Raises:
+        InputError: A metric's module is not there.
+    """
+    own = {spec.name: source_digest(spec.name) for spec in evaluation.metrics if ":" in spec.name}
+    parts = {"metrics": own, "harness": harness_identity(evaluation.harness)}
+    return {name: part for name, part in parts.items() if part}
 
 
 def metric_statistics(metric: Metric, rows: Sequence[Mapping[str, Any]]) -> FloatArray:
@@ -179,8 +230,8 @@ def metric_statistics(metric: Metric, rows: Sequence[Mapping[str, Any]]) -> Floa
 
     Args:
         metric: Built from the same MetricSpec as in the evaluation.
-        rows: Rows of predictions.jsonl, or of general_items.jsonl where ``metric.items`` is
-            "general"; each has ``stats``, a mapping from metric name to payload.
+        rows: Rows of ``metric.items_file``; each has ``stats``, a mapping from metric name to
+            payload.
 
     Raises:
         EvaluationError: A row has no statistics of this metric.
@@ -192,10 +243,3 @@ def metric_statistics(metric: Metric, rows: Sequence[Mapping[str, Any]]) -> Floa
             f"the predictions hold no statistics of metric {metric.name!r}; they were written for"
             " other metrics. Evaluate again with this one in the specification."
         ) from error
-
-
-def read_statistics(directory: Path, metric: Metric) -> FloatArray:
-    """`metric_statistics` of one cell's evaluate directory, items in their order there."""
-    name = GENERAL_ITEMS_FILE if metric.items == "general" else PREDICTIONS_FILE
-    with (directory / name).open(encoding="utf-8") as file:
-        return metric_statistics(metric, [json.loads(line) for line in file])

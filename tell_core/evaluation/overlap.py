@@ -1,9 +1,10 @@
-"""Metrics that compare texts piece by piece: BLEU, chrF, character error rate.
+"""Metrics that compare texts piece by piece: BLEU, GLEU, chrF, ROUGE-L, character error rate.
 
 Shape letters: N items, K statistics per item, D draws of item weights.
 """
 
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ import numpy as np
 
 from tell_core.evaluation.base import (
     FloatArray,
+    MeanMetric,
     Metric,
     Payload,
     ScoredItem,
@@ -78,6 +80,61 @@ class Bleu(Metric):
         penalty = np.exp(np.minimum(0.0, 1 - reference / predicted))
         score = 100 * penalty * np.exp(np.log(precisions).mean(axis=1))
         return np.where(matched.any(axis=1), score, 0.0)
+
+
+class Gleu(Metric):
+    """Google BLEU (Wu et al. 2016): matched n-grams of n = 1 to 4 over all n-grams, 0 to 1.
+
+    "All" are those of the prediction or of the reference, whichever are more, so that the score is
+    the smaller of precision and recall. Meant for single sentences; several items are scored by
+    the sums over their sentences, as NLTK's ``corpus_gleu`` does. Words are those of sacreBLEU's
+    tokenizer 13a, case counts. An unparsable prediction counts as empty; where prediction and
+    reference are both empty the score is 0. Not the GLEU of grammatical error correction.
+
+    Statistics, K = 2: matched n-grams, all n-grams.
+    """
+
+    name = "gleu"
+
+    @property
+    def signature(self) -> str:
+        """Tokenizer and longest n-gram, in the form of sacreBLEU's signatures."""
+        return f"tok:{_sacrebleu_words().signature()}|order:1-4"
+
+    def payloads(self, items: Sequence[ScoredItem]) -> list[Payload]:
+        """Matched and all n-grams."""
+        words = _sacrebleu_words()
+        payloads = []
+        for item in items:
+            texts = (item.predicted_text or "", self._reference(item))
+            predicted, reference = (tuple(words(text).split()) for text in texts)
+            pairs = [(_ngrams(predicted, n), _ngrams(reference, n)) for n in range(1, 5)]
+            matched = sum((first & second).total() for first, second in pairs)
+            totals = [sum(counts.total() for counts in side) for side in zip(*pairs, strict=True)]
+            payloads.append([matched, max(totals)])
+        return payloads
+
+    def _score_sums(self, sums: FloatArray) -> FloatArray:
+        return ratio(sums[:, 0], sums[:, 1])
+
+
+class RougeL(MeanMetric):
+    """Mean over items of ROUGE-L, the F1 of the longest common subsequence of words.
+
+    2 * common / (words of the prediction + words of the reference), 0 without any word. Words are
+    runs of letters, digits and marks in lower case, of any script, without stemming; the whole text
+    is one sequence. For plain English that is the package rouge-score's "rougeL"; other letters
+    than a to z, which that package drops, are kept here. Text without spaces between words is one
+    word. An unparsable prediction scores 0.
+    """
+
+    name = "rouge_l"
+
+    def _value(self, item: ScoredItem) -> float:
+        prediction = lower_words(item.predicted_text or "")
+        reference = lower_words(self._reference(item))
+        common = common_length(prediction, reference)
+        return 2 * common / (len(prediction) + len(reference)) if common else 0.0
 
 
 class Chrf(Metric):
@@ -147,6 +204,28 @@ def edit_distance(first: str, second: str) -> int:
     return distance
 
 
+def common_length(first: Sequence[str], second: Sequence[str]) -> int:
+    """Length of the longest common subsequence.
+
+    Bit-parallel: a row of the dynamic programme is one long integer (Hyyrö 2004).
+    """
+    masks: dict[str, int] = {}
+    for position, unit in enumerate(first):
+        masks[unit] = masks.get(unit, 0) | (1 << position)
+    full = (1 << len(first)) - 1
+    row = full
+    for unit in second:
+        match = row & masks.get(unit, 0)
+        row = ((row + match) | (row - match)) & full
+    return len(first) - row.bit_count()
+
+
+def lower_words(text: str) -> list[str]:
+    """Runs of letters, digits and marks (Unicode categories L, N, M), in lower case."""
+    kept = (c if unicodedata.category(c)[0] in "LNM" else " " for c in text.lower())
+    return "".join(kept).split()
+
+
 def chrf_counts(prediction: str, reference: str, word_order: int) -> list[int]:
     """Counts of `Chrf` for one pair: three per character order, then three per word order."""
     characters = [_joined(text) for text in (prediction, reference)]
@@ -185,6 +264,13 @@ def _overlap(
 ) -> tuple[int, int, int]:
     total = second.total()
     return (first.total() if total else 0, total, (first & second).total())
+
+
+def _sacrebleu_words() -> Any:
+    from sacrebleu.tokenizers import tokenizer_13a
+
+    words: Any = tokenizer_13a.Tokenizer13a
+    return words()
 
 
 def _sacrebleu() -> Any:

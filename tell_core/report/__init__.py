@@ -1,5 +1,5 @@
 """Figures and the self-contained HTML report of a run."""
 
-from tell_core.report.page import write_figures, write_report
+from tell_core.report.page import write_report
 
-__all__ = ["write_figures", "write_report"]
+__all__ = ["write_report"]

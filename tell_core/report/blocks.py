@@ -6,11 +6,14 @@ comes from our own figures.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from markupsafe import Markup
+
+from tell_core.report.figure_data import FigureData
+from tell_core.report.svg import Draw
 
 MAX_ROWS = 200  # six leverage tables of so many rows take about 1.5 of the page's 5 MB
 
@@ -64,22 +67,43 @@ class Table:
 
 @dataclass(frozen=True)
 class LegendKey:
-    """How one arm is drawn: CSS variable of its colour, dash pattern, SVG path of its marker."""
+    """How one arm is drawn: name of its colour, dashes in points, matplotlib marker.
+
+    Without dashes the line is solid; None is no line. Keys stand in the order of ``place``.
+    """
 
     label: str
     colour: str
-    dashes: str
+    dashes: tuple[float, ...] | None
     marker: str
+    is_hollow: bool = False
+    place: int = 99
 
 
 @dataclass(frozen=True)
 class Chart:
-    """One figure as inline SVG, with a second drawing for narrow screens where one is needed."""
+    """One figure: for the page as inline SVG, and what is needed to write it to files.
+
+    Attributes:
+        title: Heading above the figure.
+        name: File name without ending, unique in a report; letters, digits and ``._-``.
+        svg: The drawing for the page.
+        draw: Draws it again with another palette.
+        data: The numbers in it.
+        alt: What a reader who does not see it is told.
+        caption: Text below the figure.
+        narrow_svg: A second drawing for narrow screens where one is needed.
+        legend: Arms in the figure; panels show one legend for all instead.
+    """
 
     kind: ClassVar[str] = "chart"
     title: str
+    name: str
     svg: Markup
-    caption: str
+    draw: Draw
+    data: FigureData
+    alt: str
+    caption: str = ""
     narrow_svg: Markup | None = None
     legend: tuple[LegendKey, ...] = ()
 
@@ -90,8 +114,13 @@ class Panels:
 
     kind: ClassVar[str] = "panels"
     charts: tuple[Chart, ...]
-    legend: tuple[LegendKey, ...] = ()
     caption: str = ""
+
+    @property
+    def legend(self) -> tuple[LegendKey, ...]:
+        """Entries of all figures, each once, in their usual order."""
+        found = dict.fromkeys(key for chart in self.charts for key in chart.legend)
+        return tuple(sorted(found, key=lambda key: key.place))
 
 
 @dataclass(frozen=True)
@@ -105,9 +134,10 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one arm answered to an item, with its score as text."""
+    """What one arm answered to an item, with its score as text; ``style`` is tell or sft."""
 
-    arm: str
+    style: str
+    label: str
     text: str
     score: str
 
@@ -121,6 +151,20 @@ class Comparison:
     prompt: str
     reference: str
     answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True)
+class Browser:
+    """Controls to browse test items, alive only where scripts run; ``sample`` stands in elsewhere.
+
+    Attributes:
+        items: What the script reads: see `tell_core.report.pairs.browser_data`.
+        sample: Blocks shown where no script runs.
+    """
+
+    kind: ClassVar[str] = "browser"
+    items: Mapping[str, Any]
+    sample: Sequence[Block]
 
 
 @dataclass(frozen=True)
@@ -141,7 +185,9 @@ class Fold:
     is_open: bool = False
 
 
-Block = Text | Bullets | Facts | Table | Chart | Panels | Tokens | Comparison | Code | Fold
+Block = (
+    Text | Bullets | Facts | Table | Chart | Panels | Tokens | Comparison | Browser | Code | Fold
+)
 
 
 @dataclass(frozen=True)
@@ -162,3 +208,14 @@ def shortened(table: Table, num_rows: int = MAX_ROWS) -> Table:
 def missing(sentence: str) -> Text:
     """Say that a part of the report is not there, and why or how to get it."""
     return Text(sentence, tone="missing")
+
+
+def charts_of(blocks: Sequence[Block]) -> Iterator[Chart]:
+    """Yield every figure among some blocks, those inside folds and panels too."""
+    for block in blocks:
+        if isinstance(block, Chart):
+            yield block
+        elif isinstance(block, Panels):
+            yield from block.charts
+        elif isinstance(block, Fold):
+            yield from charts_of(block.blocks)

@@ -12,6 +12,11 @@ from tell_core.report.palette import style_of
 from tell_core.report.reading import Json, RunFiles
 
 BASELINES = ("sft", "sft_matched", "best")
+NO_LEVERAGE = (
+    "No leverage was analysed in this run (leverage.json is missing): the analysis needs the arms "
+    "sft and tell at shared task budgets."
+)
+_PRICE_METRICS = frozenset({"general_log_probability", "retention_log_probability"})
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,30 @@ def metrics(run: RunFiles) -> tuple[str, ...]:
     first = primary_metric(run)
     rest = [name for name in dict.fromkeys(known) if name != first]
     return (first, *rest) if first in known else tuple(rest)
+
+
+def is_price_metric(metric: str) -> bool:
+    """Whether a metric looks at what the model could do before, not at the task's test items."""
+    return metric in _PRICE_METRICS or metric.startswith("harness/")
+
+
+def test_metrics(run: RunFiles) -> tuple[str, ...]:
+    """Return the metrics on the task's test items, the primary one first."""
+    return tuple(metric for metric in metrics(run) if not is_price_metric(metric))
+
+
+def is_higher_better(run: RunFiles, metric: str) -> bool:
+    """Return the direction of a metric; higher is better unless the analysis says otherwise."""
+    entry = ((run.leverage or {}).get("metrics") or {}).get(metric) or {}
+    return entry.get("higher_is_better") is not False
+
+
+def in_order(points: Iterable[CurvePoint]) -> list[CurvePoint]:
+    """Sort points by arm as in legends, then by general and task budget."""
+    return sorted(
+        points,
+        key=lambda p: (arm_place(p.arm), p.general_budget_tokens or 0, p.task_budget_tokens or 0),
+    )
 
 
 def curve_points(run: RunFiles, metric: str) -> tuple[CurvePoint, ...]:

@@ -10,12 +10,19 @@ from matplotlib.figure import Figure
 from tell_core.analysis.emergence import VERDICTS
 from tell_core.report import figures
 from tell_core.report.blocks import Block, Chart, Entry, Panels, Section, Table, Text, missing
+from tell_core.report.charts import legend_of, make_chart
 from tell_core.report.curves import arm_label, arm_place, headline_general_budget
-from tell_core.report.formats import as_number, format_count, format_share, format_short_tokens
-from tell_core.report.outcome import legend_of
+from tell_core.report.figure_data import heat_data, item_data
+from tell_core.report.formats import (
+    as_number,
+    format_count,
+    format_score,
+    format_share,
+    format_short_tokens,
+    plural,
+)
 from tell_core.report.palette import Palette
 from tell_core.report.reading import CellRecord, Json, RunFiles
-from tell_core.report.svg import to_svg
 
 _VERDICT_COLUMNS = tuple(verdict.capitalize() for verdict in VERDICTS)
 MAX_HEAT_ROWS = 120
@@ -105,7 +112,28 @@ def _heat_map(cell: CellRecord, traced: Json, loss_range: tuple[float, float]) -
     losses = [[_or_nan(loss) for loss in item["losses"]] for item in items]
     num_task = sum(item.get("role", "task") == "task" for item in items)
     draw = partial(figures.loss_heat_map, losses, num_task, traced["steps"], loss_range=loss_range)
-    return Chart(cell_title(cell), to_svg(draw, f"heat-{cell.name}"), "")
+    names = [(str(item.get("role", "task")), str(item.get("item"))) for item in items]
+    return make_chart(
+        f"Loss by item: {cell_title(cell)}",
+        f"heat-{cell.name}",
+        draw,
+        heat_data(names, losses, traced["steps"]),
+        _heat_words(losses, num_task, traced["steps"]),
+    )
+
+
+def _heat_words(losses: Sequence[Sequence[float]], num_task: int, steps: Sequence[int]) -> str:
+    """Say what a heat map shows: the mean loss of either role at the first and the last probe."""
+    parts = []
+    for role, rows in (("task item", losses[:num_task]), ("general item", losses[num_task:])):
+        pairs = [(row[0], row[-1]) for row in rows if row[0] == row[0] and row[-1] == row[-1]]
+        if pairs:
+            begin, end = (sum(values) / len(pairs) for values in zip(*pairs, strict=True))
+            parts.append(
+                f"mean loss of {plural(len(rows), role)} {format_score(begin)} at the first probe, "
+                f"{format_score(end)} at the last"
+            )
+    return f"{plural(len(steps), 'probe')}; {'; '.join(parts)} (nats per token)."
 
 
 def _order_of(item: Json) -> tuple[bool, float, float]:
@@ -143,13 +171,16 @@ def _small_multiples(shown: Sequence[CellRecord], cells: dict[str, Json]) -> Cha
     panels = [(title, lines) for title, lines in panels if lines]
     if not panels:
         return None
-    wide = partial(_draw_items, panels, 4)
-    narrow = partial(_draw_items, panels, 2)
-    return Chart(
-        title=f"Single task items: {cell_title(lead)}, and SFT at the same budget",
-        svg=to_svg(wide, "items"),
-        narrow_svg=to_svg(narrow, "items-narrow"),
-        caption="Loss in nats per token by optimiser step, both arms on the same item.",
+    verdicts = Counter(str(item.get("verdict")) for item in chosen)
+    counted = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
+    return make_chart(
+        f"Single task items: {cell_title(lead)}, and SFT at the same budget",
+        "items",
+        partial(_draw_items, panels, 4),
+        item_data(panels),
+        f"Loss by optimiser step of {plural(len(panels), 'item')}, by shape: {counted}.",
+        narrow=partial(_draw_items, panels, 2),
+        caption="Loss in nats per token by optimiser step, the arms on the same item.",
         legend=legend_of([cell.arm for cell in (lead, *others)]),
     )
 

@@ -18,8 +18,10 @@ from tell_core.report.blocks import (
     Tokens,
     missing,
 )
+from tell_core.report.charts import describe_lines, legend_of, make_chart
 from tell_core.report.curves import arm_label, arm_place
 from tell_core.report.emergence import cell_title, shown_cells
+from tell_core.report.figure_data import line_data, share_data
 from tell_core.report.formats import (
     MISSING,
     as_number,
@@ -32,7 +34,6 @@ from tell_core.report.formats import (
     format_share,
     plural,
 )
-from tell_core.report.outcome import legend_of
 from tell_core.report.palette import Palette
 from tell_core.report.reading import (
     CellRecord,
@@ -42,7 +43,6 @@ from tell_core.report.reading import (
     read_ledger,
     read_training_log,
 )
-from tell_core.report.svg import to_svg
 
 MAX_LEDGER_ROWS = 300
 MAX_REJECTS = 40
@@ -196,16 +196,20 @@ def _tuning(run: RunFiles) -> Block:
         rates = {cell.learning_rate for cell in run.cells if cell.learning_rate is not None}
         used = ", ".join(format_rate(rate) for rate in sorted(rates)) or "unknown"
         return Text(f"Learning rates were not tuned in this run; every arm used {used}.", "note")
-    columns = ("Arm", "Learning rate", "Dev loss", "Chosen", "Task budget", "Seed")
-    caption = "Learning rates compared: the same candidates for every trained arm, judged on dev"
-    return Table(caption, columns, tuple(rows), frozenset(columns[1:3] + columns[4:]))
+    columns = ("Arm", "Learning rate", "Epochs", "Dev loss", "Chosen", "Task budget", "Seed")
+    caption = "Settings compared: the same candidates for every trained arm, judged on dev"
+    return Table(caption, columns, tuple(rows), frozenset(columns[1:4] + columns[5:]))
 
 
 def _tuning_row(arm: str, compared: Json, candidate: Json) -> tuple[Entry, ...]:
-    is_chosen = candidate.get("learning_rate") == compared.get("chosen")
+    chosen = compared.get("chosen")
+    if not isinstance(chosen, dict):  # runs of version 0.1.0 compared learning rates only
+        chosen = {"learning_rate": chosen}
+    is_chosen = all(candidate.get(name) == value for name, value in chosen.items())
     return (
         Entry(arm_label(arm)),
         Entry(format_rate(candidate.get("learning_rate"))),
+        Entry(format_count(candidate.get("epochs"))),
         Entry(format_score(candidate.get("dev_loss"))),
         Entry("✓ chosen" if is_chosen else ""),
         Entry(format_count(compared.get("task_budget_tokens"))),
@@ -215,19 +219,27 @@ def _tuning_row(arm: str, compared: Json, candidate: Json) -> tuple[Entry, ...]:
 
 def _loss_panels(run: RunFiles) -> Panels | None:
     charts = []
-    arms: set[str] = set()
     shown = shown_cells(run, run.cells)
     for key, title in (("task_loss", "Training loss on task data"),
                        ("general_loss", "Training loss on general data")):  # fmt: skip
         lines = {cell.arm: points for cell in shown if (points := _smoothed(cell, key))}
         if lines:
-            arms |= lines.keys()
-            draw = partial(figures.loss_curves, lines, y_label="Nats per token")
-            charts.append(Chart(title, to_svg(draw, f"log-{key}"), ""))
+            charts.append(_loss_panel(title, key, lines))
     if not charts:
         return None
     caption = f"Middle task budget, first seed; averaged over up to {MAX_LOSS_POINTS} stretches."
-    return Panels(tuple(charts), legend_of(arms), caption)
+    return Panels(tuple(charts), caption)
+
+
+def _loss_panel(title: str, key: str, lines: dict[str, list[tuple[float, float]]]) -> Chart:
+    return make_chart(
+        title,
+        f"training-{key}",
+        partial(figures.loss_curves, lines, y_label="Nats per token"),
+        line_data(lines, ("arm", "step", key)),
+        f"Nats per token by optimiser step. {describe_lines(lines, 'step')}",
+        legend=legend_of(lines),
+    )
 
 
 def _smoothed(cell: CellRecord, key: str) -> list[tuple[float, float]]:
@@ -348,7 +360,16 @@ def _share_chart(cell: CellRecord, proof: Json) -> Chart:
         f"Largest gap {gap} examples; runs test p = {format_rate(proof.get('runs_p_value'))}."
         " Dashed: mean share."
     )
-    return Chart(cell_title(cell), to_svg(draw, f"share-{cell.name}"), caption)
+    return make_chart(
+        cell_title(cell),
+        f"share-{cell.name}",
+        draw,
+        share_data(shares),
+        f"Share of task examples in {plural(len(shares), 'window')} of the training order: between "
+        f"{format_share(min(shares, default=None))} and {format_share(max(shares, default=None))}.",
+        caption=caption,
+        legend=legend_of([cell.arm]),
+    )
 
 
 def _draw_shares(

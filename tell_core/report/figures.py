@@ -6,18 +6,16 @@ into SVG or PNG.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from tell_core.report.axes import Size, line_style, log_token_axis, new_axes, plain_axes
 from tell_core.report.formats import format_short_tokens
 from tell_core.report.palette import Palette, style_of
 from tell_core.report.svg import drawing_settings
-
-Size = tuple[float, float]
 
 PANEL: Size = (4.2, 2.9)
 WIDE: Size = (10.0, 4.9)
@@ -91,12 +89,12 @@ def learning_curves(
     has_labels: bool = False,
 ) -> Figure:
     """Draw score against tokens on a log axis, intervals shaded, seeds as faint dots."""
-    figure, axes = _new_axes(palette, size, right=1.15 if has_labels else 0.1)
+    figure, axes = new_axes(palette, size, right=1.15 if has_labels else 0.1)
     for level in levels:
         _draw_level(axes, level, palette)
     for one in series:
         _draw_series(axes, one, palette)
-    _log_token_axis(axes, [point.x for one in series for point in one.points])
+    log_token_axis(axes, [point.x for one in series for point in one.points])
     axes.set_ylabel(y_label)
     axes.set_xlabel(x_label)
     if reach is not None:
@@ -110,14 +108,14 @@ def leverage_by_budget(
     lines: Mapping[str, Sequence[LeveragePoint]], palette: Palette, *, size: Size = PANEL
 ) -> Figure:
     """Draw leverage ratios by task budget; bounds are arrows, the line at 1 is no leverage."""
-    figure, axes = _new_axes(palette, size)
+    figure, axes = new_axes(palette, size)
     axes.set_yscale("log")
     axes.axhline(1.0, color=palette["ink"], linewidth=1.1)
     places = np.linspace(-1, 1, len(lines)) * (0.0 if len(lines) == 1 else 0.045)
     for (arm, points), place in zip(lines.items(), places, strict=True):
         _draw_leverage(axes, arm, points, 10.0**place, palette)
     everything = [point for points in lines.values() for point in points]
-    _log_token_axis(axes, [point.budget_tokens for point in everything])
+    log_token_axis(axes, [point.budget_tokens for point in everything])
     _ratio_axis(axes)
     axes.set_xlabel("Task budget, tokens")
     axes.set_ylabel("Leverage ratio")
@@ -132,14 +130,39 @@ def loss_curves(
     size: Size = PANEL,
 ) -> Figure:
     """Draw (step, loss) lines of several arms, both axes logarithmic in steps only."""
-    figure, axes = _new_axes(palette, size)
+    figure, axes = new_axes(palette, size)
     for arm, points in lines.items():
         style = style_of(arm)
         steps, losses = zip(*points, strict=True)
-        axes.plot(steps, losses, color=palette[style.colour], **_line(style.dashes, style.width))
+        axes.plot(
+            steps, losses, color=palette[style.colour], **line_style(style.dashes, style.width)
+        )
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_short_tokens(value)))
     axes.set_xlabel("Optimiser step")
+    axes.set_ylabel(y_label)
+    return figure
+
+
+def spread_by_budget(
+    lines: Mapping[str, Sequence[tuple[float, float]]],
+    palette: Palette,
+    *,
+    y_label: str,
+    highest: float,
+) -> Figure:
+    """Draw (task tokens, standard deviation) lines of several arms, from zero to ``highest``."""
+    figure, axes = new_axes(palette, PANEL)
+    for arm, points in lines.items():
+        style = style_of(arm)
+        budgets, spreads = zip(*points, strict=True)
+        axes.plot(
+            budgets, spreads, color=palette[style.colour], marker=style.marker, ms=5.5,
+            markeredgewidth=0, **line_style(style.dashes, style.width),
+        )  # fmt: skip
+    log_token_axis(axes, [budget for points in lines.values() for budget, _ in points])
+    axes.set_ylim(0, highest * 1.06)
+    axes.set_xlabel("Task budget, tokens")
     axes.set_ylabel(y_label)
     return figure
 
@@ -148,7 +171,7 @@ def task_share_strip(
     shares: Sequence[float], expected: float | None, arm: str, palette: Palette
 ) -> Figure:
     """Draw the share of task examples in each window of the training order."""
-    figure, axes = _new_axes(palette, (4.2, 1.8))
+    figure, axes = new_axes(palette, (4.2, 1.8))
     colour = palette[style_of(arm).colour]
     edges = np.arange(len(shares) + 1)
     axes.stairs(shares, edges, fill=True, color=colour, alpha=0.35)
@@ -182,7 +205,7 @@ def loss_heat_map(
         palette: Colours by name.
         loss_range: Losses at the light and the dark end of the scale, in nats per token.
     """
-    figure, axes = _new_axes(palette, (4.2, 3.2), left=0.3, right=0.35)
+    figure, axes = new_axes(palette, (4.2, 3.2), left=0.3, right=0.35)
     axes.grid(visible=False)
     image = axes.imshow(
         np.asarray(losses, dtype=float), aspect="auto", cmap="viridis_r", vmin=loss_range[0],
@@ -227,7 +250,7 @@ def item_curves(
             top=1 - 0.22 / height, wspace=0.1, hspace=0.36,
         )  # fmt: skip
         for axes in grid.flat:
-            _plain_axes(axes, palette)
+            plain_axes(axes, palette)
             axes.set_visible(False)
         for axes, (title, lines) in zip(grid.flat, items, strict=False):
             axes.set_visible(True)
@@ -235,38 +258,6 @@ def item_curves(
         for axes in grid[-1]:
             axes.set_xlabel("Step")
     return figure
-
-
-def _new_axes(
-    palette: Palette, size: Size, *, left: float = 0.6, right: float = 0.1
-) -> tuple[Figure, Axes]:
-    """Make axes with fixed margins in inches: a layout engine takes twice the time."""
-    width, height = size
-    with drawing_settings():
-        figure = Figure(figsize=size)
-        figure.subplots_adjust(
-            left=left / width, right=1 - right / width, bottom=0.45 / height, top=1 - 0.12 / height
-        )
-        axes = figure.add_subplot()
-    _plain_axes(axes, palette)
-    return figure, axes
-
-
-def _plain_axes(axes: Axes, palette: Palette) -> None:
-    axes.set_facecolor("none")
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(palette["muted"])
-    axes.tick_params(which="both", colors=palette["muted"], length=3)
-    axes.tick_params(axis="y", length=0)
-    axes.xaxis.label.set_color(palette["muted"])
-    axes.yaxis.label.set_color(palette["muted"])
-    axes.grid(axis="y", color=palette["grid"], linewidth=0.8)
-    axes.set_axisbelow(True)
-
-
-def _line(dashes: tuple[float, ...], width: float) -> dict[str, Any]:
-    return {"linewidth": width, "linestyle": (0, dashes) if dashes else "-"}
 
 
 def _draw_series(axes: Axes, series: Series, palette: Palette) -> None:
@@ -285,7 +276,7 @@ def _draw_series(axes: Axes, series: Series, palette: Palette) -> None:
         axes.plot([point.x] * len(point.seeds), point.seeds, ".", color=colour, alpha=0.45, ms=4)
     axes.plot(
         xs, [point.mean for point in series.points], color=colour, marker=style.marker, ms=5.5,
-        markeredgewidth=0, **_line(style.dashes, style.width),
+        markeredgewidth=0, **line_style(style.dashes, style.width),
     )  # fmt: skip
 
 
@@ -294,7 +285,7 @@ def _draw_level(axes: Axes, level: Level, palette: Palette) -> None:
     colour = palette[style.colour]
     if level.low is not None and level.high is not None and level.high > level.low:
         axes.axhspan(level.low, level.high, color=colour, alpha=0.12, linewidth=0)
-    axes.axhline(level.mean, color=colour, **_line(style.dashes, style.width))
+    axes.axhline(level.mean, color=colour, **line_style(style.dashes, style.width))
 
 
 def _draw_reach(axes: Axes, reach: Reach, palette: Palette) -> None:
@@ -322,6 +313,7 @@ def _draw_reach(axes: Axes, reach: Reach, palette: Palette) -> None:
         color=palette["ink"],
         fontsize=10,
         fontweight="bold",
+        bbox={"facecolor": palette["paper"], "alpha": 0.8, "edgecolor": "none", "pad": 1.5},
     )
 
 
@@ -368,7 +360,7 @@ def _draw_leverage(
     exact = [point for point in points if not point.bound]
     axes.plot(
         [p.budget_tokens * shift for p in exact], [p.ratio for p in exact], color=colour,
-        marker=style.marker, ms=6.5, markeredgewidth=0, **_line(style.dashes, 1.3),
+        marker=style.marker, ms=6.5, markeredgewidth=0, **line_style(style.dashes, 1.3),
     )  # fmt: skip
     for point in points:
         x = point.budget_tokens * shift
@@ -402,7 +394,7 @@ def _draw_item(
         steps, losses = zip(*points, strict=True)
         axes.plot(
             steps, losses, color=palette[style.colour], marker=style.marker, ms=2.6,
-            markeredgewidth=0, **_line(style.dashes, 1.5),
+            markeredgewidth=0, **line_style(style.dashes, 1.5),
         )  # fmt: skip
     axes.set_xscale("symlog", linthresh=1.0)
     axes.yaxis.set_major_locator(MaxNLocator(3))
@@ -410,19 +402,6 @@ def _draw_item(
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_title(title, fontsize=8, loc="left", color=palette["ink"], pad=3)
     axes.tick_params(labelsize=7.5)
-
-
-def _log_token_axis(axes: Axes, tokens: Sequence[float]) -> None:
-    """Put ticks at the budgets themselves, leaving out those that would touch."""
-    axes.set_xscale("log")
-    axes.xaxis.set_minor_locator(NullLocator())
-    ticks: list[float] = []
-    spread = max(tokens) / min(tokens) if tokens else 1.0
-    for value in sorted(set(tokens)):
-        if not ticks or value / ticks[-1] >= spread ** (1 / 11) + 1e-9:
-            ticks.append(value)
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_short_tokens(value)))
 
 
 def _ratio_axis(axes: Axes) -> None:

@@ -12,6 +12,7 @@ METRIC_TITLES: Mapping[str, str] = {
     "log_probability": "Log-probability of the reference, nats per token",
     "log_probability_per_byte": "Log-probability of the reference, nats per byte",
     "general_log_probability": "Log-probability of general data, nats per token",
+    "retention_log_probability": "Log-probability of the retention set, nats per token",
     "exact_match": "Exact match",
     "chrf": "chrF",
     "chrf++": "chrF++",
@@ -70,9 +71,9 @@ def format_ratio(value: object) -> str:
 
 
 def format_share(value: object) -> str:
-    """Write a share between 0 and 1 as a percentage without decimals: 0.124 -> "12 %"."""
+    """Write a share between 0 and 1 as a percentage: 0.124 -> "12 %", with a space that holds."""
     number = as_number(value)
-    return MISSING if number is None else f"{100 * number:.0f} %"
+    return MISSING if number is None else f"{100 * number:.0f}\N{NO-BREAK SPACE}%"
 
 
 def format_seconds(value: object) -> str:
@@ -97,6 +98,14 @@ def format_rate(value: object) -> str:
     if number is None:
         return MISSING
     return f"{number:.3g}" if number == 0 or abs(number) >= 1e-4 else f"{number:.1e}"
+
+
+def format_p_value(value: object) -> str:
+    """Write a p-value with two significant digits, tiny ones as a bound: 0.00002 -> "< 0.001"."""
+    number = as_number(value)
+    if number is None:
+        return MISSING
+    return "< 0.001" if number < 0.001 else f"{number:.2g}"
 
 
 def format_time(text: str) -> str:
@@ -145,7 +154,14 @@ def format_leverage_interval(row: Mapping[str, Any]) -> str:
 
 def metric_title(metric: str) -> str:
     """Return the written name of a metric; an unknown one keeps its own name."""
+    if metric.startswith("harness/"):
+        return " · ".join(metric.split("/")[1:]) + " (harness)"
     return METRIC_TITLES.get(metric, metric.replace("_", " "))
+
+
+def short_metric_title(metric: str) -> str:
+    """Return the written name of a metric without unit, for the axis of a small figure."""
+    return metric_title(metric).split(",")[0].replace(" of the reference", "")
 
 
 def plural(count: int, noun: str) -> str:

@@ -154,7 +154,7 @@ def _bound_limits(run: RunFiles) -> Iterator[str]:
 
 def _dev_limits(run: RunFiles) -> Iterator[str]:
     tuning: Json = run.manifest.get("tuning") or {}
-    chosen = ["learning rates"] if tuning else []
+    chosen = [_tuned_words(tuning).lower()] if tuning else []
     if (run.spec.get("training") or {}).get("keep", "best_dev") == "best_dev":
         chosen.insert(0, "the checkpoints that are kept")
     if chosen:
@@ -169,11 +169,20 @@ def _dev_limits(run: RunFiles) -> Iterator[str]:
         budgets = {entry.get("task_budget_tokens") for entry in tuning.values()} - {None}
         where = ", ".join(format_count(budget) for budget in budgets)
         yield (
-            f"Learning rates were compared at one task budget ({where} tokens) and one seed, then "
-            "used at every budget; other budgets may have had a better one."
+            f"{_tuned_words(tuning)} were compared at one task budget ({where} tokens) and one "
+            "seed, then used at every budget; other budgets may have had better ones."
         )
     else:
         yield "Learning rates were not tuned: an arm may do better with another one."
+
+
+def _tuned_words(tuning: Json) -> str:
+    epochs = {
+        candidate.get("epochs")
+        for compared in tuning.values()
+        for candidate in compared.get("candidates") or ()
+    }
+    return "Learning rates and epochs" if len(epochs) > 1 else "Learning rates"
 
 
 def _comparison_limits(run: RunFiles) -> Iterator[str]:
@@ -191,7 +200,8 @@ def _comparison_limits(run: RunFiles) -> Iterator[str]:
     if run.leverage is not None:
         yield (
             "Intervals hold for one comparison at a time; with many arms, budgets and metrics some "
-            "will miss by chance. The primary metric was fixed in the specification."
+            "will miss by chance. The p-values marked Holm allow for the comparisons of one metric "
+            "with one baseline. The primary metric was fixed in the specification."
         )
 
 

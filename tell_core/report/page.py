@@ -1,59 +1,64 @@
-"""The report of a run: one self-contained HTML file that opens offline."""
+"""The report of a run: one HTML file that opens offline, and its figures as files."""
 
-from collections.abc import Callable
-from functools import partial
+from base64 import b64encode
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from tell_core.errors import StoreError
-from tell_core.report import figures
-from tell_core.report.blocks import Section
-from tell_core.report.curves import as_series
+from tell_core.report.answer import answer, describe_counts, verdict
+from tell_core.report.blocks import Chart, Section, charts_of
+from tell_core.report.carried import carried_json
 from tell_core.report.emergence import emergence
 from tell_core.report.evidence import curation, ledger, prompts, shuffle
+from tell_core.report.exports import write_figure_files
+from tell_core.report.forecast import forecast
 from tell_core.report.formats import format_time
+from tell_core.report.learning import learning_curves
+from tell_core.report.leverage import leverage
 from tell_core.report.limits import limits, reproduce
-from tell_core.report.outcome import (
-    answer,
-    describe_counts,
-    draw_main,
-    learning_curves,
-    leverage,
-    main_points,
-    price,
-    verdict,
-)
-from tell_core.report.palette import css_variables
-from tell_core.report.predictions import predictions
+from tell_core.report.palette import MARKER_PATHS, css_variables
+from tell_core.report.predictions import item_bytes, predictions
+from tell_core.report.price import price
 from tell_core.report.reading import RunFiles, read_run
-from tell_core.report.svg import SYSTEM_FONTS, to_png, to_standalone_svg
-from tell_core.store import explain_disk_errors, write_text
+from tell_core.report.svg import SYSTEM_FONTS
+from tell_core.report.uncertainty import uncertainty
+from tell_core.store import write_text
 
 MAX_BYTES = 5_000_000
+FIGURES_DIRECTORY = "figures"
+_MARGIN_BYTES = 2_000  # for the sentence that says what was left out
 
 _SECTIONS: tuple[Callable[[RunFiles], Section], ...] = (
     answer,
     learning_curves,
     leverage,
+    forecast,
     price,
+    uncertainty,
+    predictions,
     emergence,
     ledger,
     curation,
     shuffle,
     prompts,
-    predictions,
     limits,
     reproduce,
 )
 
 
 def write_report(run: Path) -> Path:
-    """Draw ``report.html`` of a run directory from its files, replacing the old one in one step.
+    """Draw ``report.html`` and ``figures/`` of a run directory from its files, replacing old ones.
 
-    The file holds everything it shows, needs no network and no script, and is at most 5 MB.
-    A part whose files are missing becomes a sentence.
+    The page holds everything it shows, needs no network, and is at most 5 MB; single items are
+    left out, and counted, where it would be larger. Without scripts it shows all but the browsing
+    of items and the downloads. ``figures/`` holds every figure as SVG, PNG and CSV. A part whose
+    files are missing becomes a sentence.
 
     Args:
         run: A run directory.
@@ -63,74 +68,87 @@ def write_report(run: Path) -> Path:
 
     Raises:
         InputError: ``run`` is not a run directory.
-        StoreError: A file cannot be read or written, or the page would be larger than 5 MB.
+        StoreError: A file cannot be read or written, or the page would be larger than 5 MB even
+            without any item.
     """
-    page = render(read_run(run))
-    size = len(page.encode())
-    if size > MAX_BYTES:
-        raise StoreError(
-            f"the report of {run} would have {size / 1e6:.1f} MB, at most {MAX_BYTES / 1e6:.0f} MB "
-            "are allowed: split the experiment into runs with fewer cells or metrics"
-        )
+    found = read_run(run)
+    sections = [section(found) for section in _SECTIONS]
+    page = _page(found, sections)
+    if (surplus := len(page.encode()) - MAX_BYTES) > 0:
+        place = _SECTIONS.index(predictions)
+        sections[place] = predictions(found, item_bytes(sections[place]) - surplus - _MARGIN_BYTES)
+        page = _page(found, sections)
+    _check_size(run, len(page.encode()))
     write_text(run / "report.html", page)
+    write_figure_files(_all_charts(sections), run / FIGURES_DIRECTORY)
     return run / "report.html"
-
-
-def write_figures(run: Path, out_dir: Path) -> tuple[Path, ...]:
-    """Write the main figure, TELL against SFT, as SVG and PNG.
-
-    The SVG follows the reader's light or dark theme; the PNG is on light paper.
-
-    Args:
-        run: A run directory.
-        out_dir: Where the figures go; made when it is missing.
-
-    Returns:
-        Paths of ``learning_curves.svg`` and ``learning_curves.png``, none without scores.
-
-    Raises:
-        InputError: ``run`` is not a run directory.
-        StoreError: The directory cannot be written.
-    """
-    files = read_run(run)
-    if not as_series(main_points(files)):
-        return ()
-    draw = partial(draw_main, files, size=figures.WIDE)
-    svg, png = out_dir / "learning_curves.svg", out_dir / "learning_curves.png"
-    write_text(svg, to_standalone_svg(draw, "main"))
-    with explain_disk_errors(png):
-        png.write_bytes(to_png(draw))
-    return svg, png
-
-
-def render(run: RunFiles) -> str:
-    """Return the page of a run as HTML."""
-    return page_templates().get_template("report.html.j2").render(_context(run))
 
 
 def page_templates() -> Environment:
     """Return the templates; they escape everything that is not marked as our own markup."""
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("tell_core.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["marker_paths"] = MARKER_PATHS
+    environment.filters["carried_json"] = carried_json
+    return environment
 
 
-def _context(run: RunFiles) -> dict[str, Any]:
+def page_script() -> str:
+    """Return the page's one script."""
+    return (files("tell_core.report") / "templates" / "report.js").read_text(encoding="utf-8")
+
+
+def _page(run: RunFiles, sections: Sequence[Section]) -> str:
+    return page_templates().get_template("report.html.j2").render(_context(run, sections))
+
+
+def _model_words(model: str) -> str:
+    """Return the name of a model on a hub, of one on disk its last two directories."""
+    path = Path(model)
+    return "/".join(path.parts[-2:]) if path.is_absolute() else model
+
+
+def _check_size(run: Path, size: int) -> None:
+    if size > MAX_BYTES:
+        raise StoreError(
+            f"the report of {run} would have {size / 1e6:.1f} MB, at most {MAX_BYTES / 1e6:.0f} MB "
+            "are allowed: split the experiment into runs with fewer cells or metrics"
+        )
+
+
+def _all_charts(sections: Sequence[Section]) -> list[Chart]:
+    return [chart for section in sections for chart in charts_of(section.blocks)]
+
+
+def _context(run: RunFiles, sections: Sequence[Section]) -> dict[str, Any]:
     model = run.spec.get("model") or {}
     task = run.spec.get("task") or {}
-    return {
-        "name": run.name,
-        "summary": verdict(run),
-        "model": str(model.get("id") or ""),
-        "task": str(task.get("name") or ""),
-        "counts": describe_counts(run),
-        "created": format_time(str(run.manifest.get("created") or "")),
-        "sections": [section(run) for section in _SECTIONS],
+    script = page_script()
+    charts = _all_charts(sections)
+    carried = {
+        "figures": {chart.name: chart.data.to_csv() for chart in charts},
+        "legends": {chart.name: [key.label for key in chart.legend] for chart in charts},
         "light": css_variables("light"),
         "dark": css_variables("dark"),
         "fonts": SYSTEM_FONTS,
+    }
+    return {
+        "name": run.name,
+        "summary": verdict(run),
+        "model": _model_words(str(model.get("id") or "")),
+        "task": str(task.get("name") or ""),
+        "counts": describe_counts(run),
+        "created": format_time(str(run.manifest.get("created") or "")),
+        "sections": sections,
+        "light": css_variables("light"),
+        "dark": css_variables("dark"),
+        "fonts": SYSTEM_FONTS,
+        "carried": carried,
+        "script": Markup(script),
+        "script_digest": b64encode(sha256(script.encode()).digest()).decode(),
     }

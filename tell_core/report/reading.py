@@ -12,6 +12,7 @@ from typing import Any
 
 import duckdb
 import yaml
+from pyarrow import parquet
 
 from tell_core.errors import InputError
 from tell_core.report.formats import as_number
@@ -50,6 +51,7 @@ class RunFiles:
     cells: tuple[CellRecord, ...]
     results: tuple[Json, ...]
     leverage: Json | None
+    forecast: Json | None
     emergence: Json | None
     profile: Json | None
     anchor: Json | None
@@ -94,6 +96,7 @@ def read_run(run: Path) -> RunFiles:
         cells=tuple(_cells(run, manifest)),
         results=rows_of(run / "results.parquet", "SELECT * FROM read_parquet(?)"),
         leverage=read_optional_json(run / "leverage.json"),
+        forecast=read_optional_json(run / "forecast.json"),
         emergence=read_optional_json(run / "emergence.json"),
         profile=read_optional_json(_inside(curate, "profile.json")),
         anchor=read_optional_json(_inside(curate, "anchor.json")),
@@ -136,10 +139,17 @@ def rows_of(path: Path | None, sql: str) -> tuple[Json, ...]:
         return tuple(dict(zip(names, row, strict=True)) for row in cursor.fetchall())
 
 
+def has_predictions(run: RunFiles, cell: str) -> bool:
+    """Whether the predictions of a cell are stored."""
+    return _predictions_file(run, cell).is_file()
+
+
 def read_predictions(run: RunFiles, cell: str) -> dict[str, Json]:
     """Return the predictions of a cell by item id, ``scores`` as an object; empty when absent."""
-    path = run.root / "predictions" / f"{Path(cell).name}.parquet"
-    rows = rows_of(path, "SELECT * FROM read_parquet(?)")
+    if not has_predictions(run, cell):
+        return {}
+    # A DuckDB connection for each cell would take ten times as long.
+    rows = parquet.read_table(_predictions_file(run, cell)).to_pylist()
     return {str(row["item_id"]): {**row, "scores": _as_object(row.get("scores"))} for row in rows}
 
 
@@ -162,6 +172,10 @@ def read_cell_json(directory: Path | None, name: str) -> Any:
 def read_training_log(cell: CellRecord) -> tuple[Json, ...]:
     """Return the training log of a cell, one object per step."""
     return read_lines(_inside(cell.train, "log.jsonl"))
+
+
+def _predictions_file(run: RunFiles, cell: str) -> Path:
+    return run.root / "predictions" / f"{Path(cell).name}.parquet"
 
 
 def _inside(directory: Path | None, name: str) -> Path | None:

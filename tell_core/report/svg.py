@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import matplotlib as mpl
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from tell_core.report.palette import LIGHT, SENTINELS, Palette, css_variables
@@ -54,14 +54,22 @@ def to_svg(draw: Draw, name: str) -> Markup:
     return Markup(svg)
 
 
-def to_standalone_svg(draw: Draw, name: str) -> str:
-    """Return an SVG file of its own that follows the reader's light or dark theme."""
+def to_standalone_svg(draw: Draw, name: str, alt: str = "") -> str:
+    """Return an SVG file of its own, on paper, that follows the reader's light or dark theme.
+
+    Args:
+        draw: Draws the figure.
+        name: Prefix of the ids inside.
+        alt: Text alternative, kept in the file.
+    """
     style = (
         f"<style>:root{{{css_variables('light')} --sans: {SYSTEM_FONTS};}}"
         f"@media (prefers-color-scheme: dark){{:root{{{css_variables('dark')}}}}}</style>"
     )
     head, rest = str(to_svg(draw, name)).split(">", 1)
-    return f"{head} {_NAMESPACES}>{style}{rest}"
+    title = f"<title>{escape(alt)}</title>" if alt else ""
+    paper = '<rect width="100%" height="100%" fill="var(--paper)"/>'
+    return f"{head} {_NAMESPACES}>{title}{style}{paper}{rest}"
 
 
 def to_png(draw: Draw, *, dots_per_inch: int = 160) -> bytes:

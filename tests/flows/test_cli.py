@@ -72,6 +72,9 @@ def test_the_surface_is_frozen():
         "mix": ["--json", "--out", "--set", "spec"],
         "results": ["--json", "--sql", "directory"],
         "report": ["directory"],
+        "up": ["--home", "--mlflow-port", "--prefect-port"],
+        "down": ["--home"],
+        "status": ["--home", "--json"],
         "doctor": ["--json", "--out", "--set", "spec"],
         "fetch-model": ["--out", "--source"],
     }
@@ -113,9 +116,7 @@ def test_plan_says_what_the_design_can_show(spec: Path, tmp_path: Path):
 
 
 def test_an_adaptive_run_without_both_sides_is_refused(spec: Path, tmp_path: Path):
-    result = call(
-        "run", spec, "--adaptive", "--out", tmp_path / "run", "--set", "arms=[base, sft]"
-    )
+    result = call("run", spec, "--adaptive", "--out", tmp_path / "run", "--set", "arms=[base, sft]")
 
     assert result.exit_code == 2
     assert "compares arm `tell` with `sft`" in said(result)

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from tell_core.analysis.curves import CurvePoint, item_mean, score_trainings
+from tell_core.analysis.curves import CurvePoint, score_trainings
 from tell_core.analysis.resampling import FloatArray, Resampling, item_weights
 
 FAST = Resampling(num_draws=400)
@@ -89,6 +89,11 @@ def point(
 def flat_point(arm: str, tokens: float, score: float, num_seeds: int = 3) -> CurvePoint:
     """A point without any noise: every seed and item has the same score."""
     return point(arm, tokens, np.full((num_seeds, 10), score))
+
+
+def item_mean(statistics: FloatArray, weights: FloatArray) -> FloatArray:
+    """Scores of a metric that is the mean of one number per item."""
+    return np.asarray((weights @ statistics)[:, 0] / weights.sum(axis=1))
 
 
 @lru_cache(maxsize=4)

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tell_core.analysis.curves import curve_row, item_mean, score_trainings
+from tell_core.analysis.curves import curve_row, score_trainings
 from tell_core.analysis.resampling import Resampling, item_weights
 from tell_core.errors import AnalysisError
-from tests.tell_core.analysis.studies import FAST, flat_point, point
+from tests.tell_core.analysis.studies import FAST, flat_point, item_mean, point
 
 
 @given(st.integers(2, 6), st.integers(0, 20))

@@ -184,11 +184,61 @@ def test_hopeless_cases_are_undefined_with_a_reason(
     json.dumps(estimate.as_json(), allow_nan=False)
 
 
-def test_seeds_that_a_cell_lacks_are_left_out() -> None:
-    tell, sft = Study(num_seeds=4).simulate(0)
-    sft[2] = sft[2].select((0, 1, 3))
+@given(
+    st.sampled_from(["constant", "zero", "one seed", "never reached", "reached at once"]),
+    st.integers(2, 5),
+    st.integers(2, 4),
+    st.floats(0.1, 0.9),
+)
+@settings(max_examples=40, deadline=None)
+def test_nothing_is_made_up_where_nothing_can_be_known(
+    case: str, num_budgets: int, num_seeds: int, score: float
+) -> None:
+    tell, sft = {
+        "constant": (score, [score] * num_budgets),
+        "zero": (0.0, [0.0] * num_budgets),
+        "never reached": (score + 0.1, [score] * num_budgets),
+        "reached at once": (score - 0.1, [score] * num_budgets),
+        "one seed": (score, [score + 0.1 * place for place in range(num_budgets)]),
+    }[case]
+    seeds = 1 if case == "one seed" else num_seeds
+    curve = [flat_point("sft", 100 * 2**at, value, seeds) for at, value in enumerate(sft)]
 
-    assert leverage_ratio(tell, [sft], FAST).num_seeds == 3
+    found = leverage_ratio(flat_point("tell", 400, tell, seeds), [curve], FAST)
+
+    expected = {"never reached": "above", "reached at once": "below"}
+    assert found.censored == expected.get(case, "undefined")
+    assert found.reason
+    assert found.ratio is None or case == "one seed"
+    assert found.high is None or case == "reached at once"
+    assert found.low is None or case == "never reached"
+
+
+def test_budgets_that_lack_a_seed_of_tell_are_left_out() -> None:
+    tell, sft = Study(num_seeds=4).simulate(0)
+    lacking = [*sft[:2], sft[2].select((0, 1, 3)), *sft[3:]]
+
+    found = leverage_ratio(tell, [lacking], FAST)
+
+    assert found.num_seeds == 4
+    assert found == leverage_ratio(tell, [[*sft[:2], *sft[3:]]], FAST)
+
+
+def test_seeds_that_too_many_budgets_lack_are_left_out() -> None:
+    tell, sft = Study(num_seeds=4).simulate(0)
+    lacking = [sft[0], *(point.select((0, 1, 3)) for point in sft[1:])]
+
+    assert leverage_ratio(tell, [lacking], FAST).num_seeds == 3
+
+
+def test_the_advantage_has_a_p_value_that_agrees_with_its_interval() -> None:
+    for seed in range(20):
+        tell, sft = Study(ratio=1.3, seed_sd=0.05).simulate(seed)
+
+        gain = leverage_ratio(tell, [sft], FAST).advantage
+
+        assert gain.low is not None and gain.high is not None and gain.p_value is not None
+        assert (gain.p_value <= 0.05) == (gain.low > 0 or gain.high < 0)
 
 
 def test_no_seed_in_common_is_undefined() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tell_core.analysis.summary import analyse_run, verdict_sentence
+from tell_core.analysis.summary import FORECAST_FILE, LEVERAGE_FILE, analyse_run, verdict_sentence
 from tell_core.errors import AnalysisError
 from tell_core.spec.arms import parse_arm
 from tell_core.spec.cells import plan_cells
@@ -14,6 +14,14 @@ from tests.tell_core.analysis.loss_curves import curves, probe_steps
 
 NUM_ITEMS = 40
 STEPS = probe_steps(12).astype(int)
+
+
+@pytest.fixture(scope="module")
+def analysed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run that was analysed."""
+    root, spec = tmp_path_factory.mktemp("run"), _spec()
+    analyse_run(_write_run(spec, root), spec, root)
+    return root
 
 
 def test_a_run_gives_leverage_and_emergence_for_every_cell(tmp_path: Path) -> None:
@@ -57,6 +65,63 @@ def test_the_leverage_built_into_a_run_is_found(tmp_path: Path) -> None:
     assert row["low"] <= 3 <= row["high"]
 
 
+def test_every_advantage_has_a_p_value_and_one_corrected_over_its_baseline(analysed: Path) -> None:
+    leverage = json.loads((analysed / LEVERAGE_FILE).read_text())
+
+    arms = leverage["metrics"]["log_probability"]["arms"].values()
+    rows = [row for by_general in arms for found in by_general.values() for row in found]
+    for name in leverage["baselines"]:
+        same = [row for row in rows if row["baseline"] == name]
+        smallest = min(row["p_value"] for row in same)
+        assert min(row["p_holm"] for row in same) == min(1.0, smallest * len(same))
+        assert all(row["p_holm"] >= row["p_value"] for row in same)
+
+
+def test_variance_power_and_price_stand_beside_the_leverage(analysed: Path) -> None:
+    leverage = json.loads((analysed / LEVERAGE_FILE).read_text())
+
+    exact_match, general = (
+        leverage["metrics"][name] for name in ("exact_match", "general_log_probability")
+    )
+    assert len(exact_match["variance"]) == len(exact_match["curves"])
+    assert exact_match["variance"][-1]["num_repeats"] == 3
+    assert exact_match["variance"][-1]["decoding_sd"] == pytest.approx(0.02)
+    assert general["variance"][-1]["decoding_sd"] == 0
+    assert exact_match["power"]["smallest_difference"] > 0
+    assert {row["metric"] for row in leverage["price"]} == {"general_log_probability"}
+    assert len(leverage["price"]) == len(general["curves"]) - 1
+
+
+def test_a_run_gives_a_forecast_for_every_metric_on_test_items(analysed: Path) -> None:
+    forecast = json.loads((analysed / FORECAST_FILE).read_text())
+
+    assert forecast["horizon_factor"] == 4
+    assert set(forecast["metrics"]) == {"exact_match", "label_f1", "log_probability"}
+    curves = forecast["metrics"]["log_probability"]["curves"]
+    assert [(curve["arm"], curve["general_budget_tokens"]) for curve in curves] == [
+        ("tell", 5000),
+        ("tell", 20_000),
+        ("sft", None),
+        ("sft_matched", 5000),
+        ("sft_matched", 20_000),
+    ]
+    assert {curve["status"] for curve in curves} == {"ok"}
+    labels = [target["label"] for target in curves[2]["targets"]]
+    assert labels == [
+        "what TELL reaches with 8,000 task tokens and 5,000 general tokens",
+        "what TELL reaches with 8,000 task tokens and 20,000 general tokens",
+    ]
+
+
+def test_items_of_a_kind_that_some_cells_lack_are_refused(tmp_path: Path) -> None:
+    spec = _spec()
+    records = _write_run(spec, tmp_path)
+    (records[2]["evaluate"] / "general_items.jsonl").unlink()
+
+    with pytest.raises(AnalysisError, match="not the same"):
+        analyse_run(records, spec, tmp_path)
+
+
 def test_progress_reaches_the_end_of_every_phase(tmp_path: Path) -> None:
     spec, seen = _spec(), {}
 
@@ -65,7 +130,7 @@ def test_progress_reaches_the_end_of_every_phase(tmp_path: Path) -> None:
 
     analyse_run(_write_run(spec, tmp_path), spec, tmp_path, note)
 
-    assert set(seen) == {"reading predictions", "leverage", "emergence"}
+    assert set(seen) == {"reading predictions", "leverage", "forecast", "emergence"}
     assert all(done == total for done, total in seen.values())
 
 
@@ -267,6 +332,9 @@ def _write_evaluation(directory: Path, nll: np.ndarray) -> None:
         {"item_id": str(index), "stats": {"general_log_probability": [-value]}}
         for index, value in enumerate(nll[:8])
     ]
+    scores = {"log_probability": {"score": 0.0}, "exact_match": {"score": 0.5}}
+    scores["exact_match"]["repeats"] = [0.5, 0.52, 0.48]  # type: ignore[assignment]
+    (directory / "scores.json").write_text(json.dumps(scores))
     _write_lines(directory / "predictions.jsonl", rows)
     _write_lines(directory / "general_items.jsonl", general)
 

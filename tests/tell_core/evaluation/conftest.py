@@ -63,10 +63,8 @@ def model_directory(base: LoadedModel, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture
-def write_inputs(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
-) -> Callable[[list[dict[str, Any]]], Path]:
-    """Writes a mix directory with the given test items and two general items."""
+def write_inputs(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Callable[..., Path]:
+    """Writes a mix directory with the given test items, two general items, and a retention set."""
 
     def encode(rows: list[dict[str, Any]], *, is_task: bool) -> EncodedExamples:
         pairs = [(row["prompt"] + "\n", row["reference"] + END_OF_TURN) for row in rows]
@@ -76,20 +74,27 @@ def write_inputs(
     def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
-    def write(items: list[dict[str, Any]]) -> Path:
-        rows = [{"prompt_digest": f"digest-{row['item_id']}", "extra": {}} | row for row in items]
-        general = [
-            {"item_id": name, "prompt_digest": name, "prompt": name, "reference": name, "extra": {}}
-            for name in ("general-0", "general-1")
-        ]
+    def of_role(role: str, names: tuple[str, ...]) -> list[dict[str, Any]]:
+        return [
+            {
+                "item_id": name, "role": role, "prompt_digest": name, "prompt": name,
+                "reference": name, "extra": {},
+            }
+            for name in names
+        ]  # fmt: skip
+
+    def write(items: list[dict[str, Any]], retention: tuple[str, ...] = ()) -> Path:
+        defaults = {"role": "task", "extra": {}}
+        rows = [defaults | {"prompt_digest": f"digest-{row['item_id']}"} | row for row in items]
+        others = of_role("general", ("general-0", "general-1")) + of_role("retention", retention)
         directory = tmp_path / "inputs"
         directory.mkdir()
         tests = encode(rows, is_task=True)
         tests.save(directory / "test.safetensors")
         write_lines(directory / "items.jsonl", rows)
-        probe = concatenate([tests.select(np.arange(1)), encode(general, is_task=False)])
+        probe = concatenate([tests.select(np.arange(1)), encode(others, is_task=False)])
         probe.save(directory / "probe.safetensors")
-        write_lines(directory / "probe_items.jsonl", [rows[0], *general])
+        write_lines(directory / "probe_items.jsonl", [rows[0], *others])
         return directory
 
     return write

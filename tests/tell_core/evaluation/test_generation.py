@@ -1,5 +1,6 @@
-"""Greedy generation: the same answers however the prompts are batched."""
+"""Generation: the same answers however the prompts are batched."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,15 @@ from transformers import AutoModelForCausalLM as AutoModel
 from transformers import Gemma2Config, GenerationConfig, GPT2Config, PreTrainedModel
 
 from tell_core.errors import EvaluationError
-from tell_core.evaluation.generation import end_token_ids, generate_greedy
+from tell_core.evaluation.generation import (
+    Decoding,
+    Request,
+    draw_tokens,
+    end_token_ids,
+    generate,
+    generate_greedy,
+    uniform_draws,
+)
 from tell_core.training.models import LoadedModel
 
 CPU = torch.device("cpu")
@@ -194,3 +203,179 @@ def test_prompt_that_fills_the_context_is_refused(base: LoadedModel) -> None:
 
     with pytest.raises(EvaluationError, match=f"prompt 1 has {context} tokens"):
         answers(base.model, [np.asarray([5]), np.full(context, 7)], 2, set())
+
+
+def written(
+    base: LoadedModel, requests: list[Request], decoding: Decoding, size: int = 4, **options: Any
+) -> list[str]:
+    return generate(
+        base.model, base.tokenizer, requests, decoding, batch_size=size, device=CPU, **options
+    )
+
+
+def mixed_requests(count: int) -> list[Request]:
+    prompts = random_prompts(count, 256, seed=3)
+    return [Request(prompt, 1 + 5 * i % 13, seed=i) for i, prompt in enumerate(prompts)]
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    size=st.integers(1, 10),
+    rows=st.permutations(range(8)).flatmap(
+        lambda order: st.integers(1, 8).map(lambda count: order[:count])
+    ),
+    temperature=st.sampled_from([0.0, 0.7, 2.0]),
+    top_p=st.sampled_from([0.5, 1.0]),
+    stop=st.lists(st.text("abcdef ", min_size=1, max_size=2), max_size=2).map(tuple),
+    order_seed=st.none() | st.integers(0, 9),
+)
+def test_an_answer_depends_on_its_own_request_alone(
+    base: LoadedModel, size: int, rows: list[int], temperature: float, top_p: float,
+    stop: tuple[str, ...], order_seed: int | None,
+) -> None:  # fmt: skip
+    requests = mixed_requests(8)
+    decoding = Decoding(stop=stop, temperature=temperature, top_p=top_p)
+    alone = {row: written(base, [requests[row]], decoding, 1)[0] for row in rows}
+
+    together = written(base, [requests[row] for row in rows], decoding, size, order_seed=order_seed)
+
+    assert together == [alone[row] for row in rows]
+
+
+def test_drawn_answers_differ_by_seed_and_repeat_with_it(base: LoadedModel) -> None:
+    requests = [Request(random_prompts(1, 256)[0], 8, seed=seed) for seed in (1, 2, 1)]
+
+    first, second, again = written(base, requests, Decoding(temperature=3.0))
+
+    assert first == again
+    assert first != second
+
+
+def test_limit_cuts_an_answer_without_changing_what_stands_before(base: LoadedModel) -> None:
+    long = mixed_requests(6)
+    long = [replace(request, max_new_tokens=12) for request in long]
+    short = [replace(request, max_new_tokens=1 + row) for row, request in enumerate(long)]
+    drawn = Decoding(temperature=1.0)
+    ids = Ids()
+
+    def words(requests: list[Request]) -> list[list[str]]:
+        texts = generate(base.model, ids, requests, drawn, batch_size=3, device=CPU)  # type: ignore[arg-type]
+        return [text.split() for text in texts]
+
+    assert words(short) == [whole[: 1 + row] for row, whole in enumerate(words(long))]
+
+
+def scripted(base: LoadedModel, text: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Have the model say ``text``, a token per step in every row; row counts of its steps."""
+    said = base.tokenizer(text)["input_ids"]
+    num_rows: list[int] = []
+
+    def speak(input_ids: torch.Tensor, **_: Any) -> Any:
+        token = said[len(num_rows)]
+        num_rows.append(len(input_ids))
+        logits = torch.nn.functional.one_hot(torch.tensor(token), 300).float()
+        cache = SimpleNamespace(reorder_cache=lambda rows: None)
+        return SimpleNamespace(logits=logits.expand(len(input_ids), 1, -1), past_key_values=cache)
+
+    monkeypatch.setattr(base.model, "forward", speak)
+    return num_rows
+
+
+@pytest.mark.parametrize(
+    ("said", "stop", "kept"),
+    [
+        ("one END two", ("END",), "one "),
+        ("one END two", ("two", "END"), "one "),
+        ("one END two", ("ND", "END"), "one "),
+        ("Þá kom hún. Svo", ("hún",), "Þá kom "),
+        ("one", ("END",), "one"),
+        ("ENDone", ("END",), ""),
+        ("a<b<<c", ("<<",), "a<b"),
+        ("one<|end|>two", ("<|end|>",), "one"),
+    ],
+)
+def test_answer_is_cut_before_the_first_stop_string(
+    base: LoadedModel, said: str, stop: tuple[str, ...], kept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_tokens = len(base.tokenizer(said)["input_ids"])
+    scripted(base, said, monkeypatch)
+
+    (text,) = written(base, [Request(np.asarray([1]), num_tokens)], Decoding(stop=stop))
+
+    assert text == kept
+
+
+def test_one_limit_and_stop_strings_for_all_prompts(
+    base: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(base, "one END two", monkeypatch)
+
+    texts = generate_greedy(
+        base.model, base.tokenizer, [np.asarray([1]), np.asarray([2, 3])],
+        max_new_tokens=11, batch_size=2, device=CPU, stop=("END",),
+    )  # fmt: skip
+
+    assert texts == ["one ", "one "]
+
+
+def test_row_leaves_its_batch_when_its_stop_string_is_complete(
+    base: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_rows = scripted(base, "one END two three", monkeypatch)
+    requests = [Request(np.asarray([1]), limit) for limit in (2, 17, 17)]
+
+    written(base, requests, Decoding(stop=("END",)))
+
+    assert num_rows == [3, 3, 2, 2, 2, 2, 2]
+
+
+@settings(deadline=None)
+@given(
+    logits=st.lists(st.floats(-5, 5, width=32), min_size=2, max_size=8),
+    draw=st.integers(0, 2**32 - 1).map(lambda k: k / 2**32),
+    temperature=st.floats(0.1, 3),
+    top_p=st.floats(0.05, 1),
+)
+def test_draw_inverts_the_cumulative_distribution_of_the_likeliest(
+    logits: list[float], draw: float, temperature: float, top_p: float
+) -> None:
+    weights = np.exp(np.asarray(logits, dtype=np.float64) / temperature)
+    order = np.argsort(-weights, kind="stable") if top_p < 1 else np.arange(len(weights))
+    sums = np.cumsum(weights[order] / weights.sum())
+    num_kept = len(sums) if top_p == 1 else 1 + int((sums[:-1] < top_p).sum())
+    reached = sums[:num_kept] / sums[num_kept - 1]
+
+    (token,) = draw_tokens(
+        torch.tensor([logits]), torch.tensor([draw], dtype=torch.float64), temperature, top_p
+    ).tolist()
+
+    place = order.tolist().index(token)
+    assert place < num_kept or abs(sums[num_kept - 1] - top_p) < 1e-12
+    assert reached[min(place, num_kept - 1)] >= draw - 1e-12
+    assert place == 0 or reached[place - 1] <= draw + 1e-12
+
+
+def test_drawn_tokens_have_their_probabilities() -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]])
+    draws = torch.from_numpy(uniform_draws(0, 20_000))
+
+    tokens = draw_tokens(logits.expand(len(draws), -1), draws, 1.0, 1.0)
+
+    shares = np.bincount(tokens.numpy(), minlength=4) / len(draws)
+    assert shares == pytest.approx(torch.softmax(logits[0], 0).numpy(), abs=0.012)
+
+
+def test_top_p_keeps_the_token_that_reaches_it_and_no_more() -> None:
+    logits = torch.log(torch.tensor([[0.1, 0.5, 0.4]]))
+    draws = torch.from_numpy(uniform_draws(1, 500))
+
+    def tokens(top_p: float) -> set[int]:
+        return set(draw_tokens(logits.expand(500, -1), draws, 1.0, top_p).tolist())
+
+    assert tokens(0.4) == {1}
+    assert tokens(0.6) == {1, 2}
+    assert tokens(0.95) == {0, 1, 2}
+
+
+def test_uniform_draws_of_a_longer_stream_begin_alike() -> None:
+    assert uniform_draws(7, 3).tolist() == uniform_draws(7, 9).tolist()[:3]

@@ -1,191 +1,75 @@
-"""Metrics against their references: sacreBLEU, scikit-learn, and the plain definitions."""
+"""The metrics by name, and what holds for all of them."""
 
 import math
-from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from sacrebleu.metrics import BLEU, CHRF
-from sklearn import metrics as sk
 
 from tell_core.errors import EvaluationError, InputError
-from tell_core.evaluation.base import Metric, ScoredItem, normalised
+from tell_core.evaluation.base import ScoredItem, items_file, normalised
 from tell_core.evaluation.labels import LabelMetric
 from tell_core.evaluation.metrics import METRICS, build_metric, build_metrics, metric_statistics
-from tell_core.evaluation.overlap import edit_distance
 from tell_core.evaluation.parsing import Answer, parse_answer
 from tell_core.spec.model import EvaluationSpec, MetricSpec, ParseSpec
+from tests.tell_core.evaluation.examples import LABELS, TOLERANCE, item, items_of, metric_of, score
 
-LABELS = ("yes", "no", "maybe")
-TOLERANCE = 1e-9
-few = settings(max_examples=40, deadline=None)
-
-words = st.sampled_from(["a", "ab", "(ab)", "the", "cat.", "sat", "!", "-", "Ísland,", "5.5", "' "])
-sentences = st.lists(words, max_size=9).map(" ".join)
-text_pairs = st.lists(st.tuples(sentences, sentences), min_size=1, max_size=6)
-label_pairs = st.lists(
-    st.tuples(st.sampled_from([*LABELS, "other", None]), st.sampled_from(LABELS)),
-    min_size=1,
-    max_size=30,
+few = settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
-
-def item(
-    prediction: str | None,
-    reference: str,
-    *,
-    nll: float = 1.0,
-    num_tokens: int = 1,
-    num_bytes: int = 1,
-    **extra: Any,
-) -> ScoredItem:
-    return ScoredItem(
-        "test-0", Answer(prediction, False), Answer(reference, False), extra, nll, num_tokens,
-        num_bytes,
-    )  # fmt: skip
+OBJECTS = ('{"a": 1, "b": ["x", "y"]}', '{"a": 2}', '{"c": "x"}')
+REFERENCES: dict[str, tuple[str, ...]] = {
+    "json_field_f1": OBJECTS,
+    "slot_f1": OBJECTS,
+    "entity_f1": ("B-a I-a O B-b", "O", "B-b B-a"),
+}
 
 
-def items_of(pairs: list[tuple[str | None, str]]) -> list[ScoredItem]:
-    return [item(prediction, reference) for prediction, reference in pairs]
+@pytest.fixture(autouse=True)
+def _learned_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins for COMET and BLEURT: the share of characters that are right."""
+
+    def share(text: str, reference: str) -> float:
+        same = sum(a == b for a, b in zip(text, reference, strict=False))
+        return same / max(len(text), len(reference), 1)
+
+    def predict(rows: list[dict[str, str]], **_: Any) -> Any:
+        return SimpleNamespace(scores=[share(row["mt"], row["ref"]) for row in rows])
+
+    model = SimpleNamespace(predict=predict)
+    for package, name in (("comet", "_comet_model"), ("bleurt.score", "_bleurt_scorer")):
+        monkeypatch.setitem(__import__("sys").modules, package, SimpleNamespace())
+        monkeypatch.setattr(f"tell_core.evaluation.learned.{name}", lambda *_: model)
+    model.score = lambda references, candidates, **_: list(map(share, candidates, references))
 
 
-def metric_of(name: str, **options: Any) -> Metric:
-    defaults = {"label_f1": {"positive": "yes", "labels": LABELS}}
-    return build_metric(MetricSpec(name=name, **(defaults.get(name, {}) | options)))
-
-
-def score(metric: Metric, items: list[ScoredItem]) -> float:
-    return metric.score_from_items(metric.statistics(metric.payloads(items)))
-
-
-@few
-@given(text_pairs)
-def test_bleu_equals_sacrebleu(pairs: list[tuple[str, str]]) -> None:
-    predictions, references = zip(*pairs, strict=True)
-
-    expected = BLEU().corpus_score(list(predictions), [list(references)]).score
-
-    assert score(metric_of("bleu"), items_of(pairs)) == pytest.approx(expected, abs=TOLERANCE)
-
-
-@pytest.mark.parametrize(("name", "word_order"), [("chrf", 0), ("chrf++", 2)])
-@few
-@given(pairs=text_pairs)
-def test_chrf_equals_sacrebleu(name: str, word_order: int, pairs: list[tuple[str, str]]) -> None:
-    predictions, references = zip(*pairs, strict=True)
-
-    expected = CHRF(word_order=word_order).corpus_score(list(predictions), [list(references)]).score
-
-    assert score(metric_of(name), items_of(pairs)) == pytest.approx(expected, abs=TOLERANCE)
-
-
-@given(st.lists(st.tuples(st.text(max_size=12), st.text(max_size=12)), min_size=1, max_size=4))
-def test_bleu_and_chrf_equal_sacrebleu_on_any_text(pairs: list[tuple[str, str]]) -> None:
-    predictions, references = map(list, zip(*pairs, strict=True))
-
-    for name, oracle in (("bleu", BLEU()), ("chrf++", CHRF(word_order=2))):
-        expected = oracle.corpus_score(predictions, [references]).score
-        assert score(metric_of(name), items_of(pairs)) == pytest.approx(expected, abs=TOLERANCE)
-
-
-def test_signatures_are_sacrebleus() -> None:
-    signatures = {name: metric_of(name).signature for name in ("bleu", "chrf", "chrf++")}
-
-    assert "tok:13a" in str(signatures["bleu"])
-    assert "nc:6|nw:0" in str(signatures["chrf"])
-    assert "nc:6|nw:2" in str(signatures["chrf++"])
-
-
-SKLEARN: dict[str, Callable[[list[str], list[str]], float]] = {
-    "accuracy": sk.accuracy_score,
-    "mcc": sk.matthews_corrcoef,
-    "balanced_accuracy": lambda gold, found: float(
-        np.mean([np.mean([f == g for f, g in zip(found, gold, strict=True) if g == label])
-                 for label in set(gold)])
-    ),
-    "macro_f1": lambda gold, found: sk.f1_score(
-        gold, found, labels=sorted(set(gold)), average="macro", zero_division=0
-    ),
-    "label_f1": lambda gold, found: sk.f1_score(
-        gold, found, labels=["yes"], average="macro", zero_division=0
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", SKLEARN)
-@pytest.mark.filterwarnings("ignore::UserWarning")
-@few
-@given(pairs=label_pairs)
-def test_label_metrics_equal_scikit_learn(name: str, pairs: list[tuple[str | None, str]]) -> None:
-    metric = metric_of(name, labels=LABELS)
-    gold = [reference for _, reference in pairs]
-    found = [label if label in LABELS else "no label" for label, _ in pairs]
-
-    expected = SKLEARN[name](gold, found)
-
-    assert score(metric, items_of(pairs)) == pytest.approx(expected, abs=TOLERANCE)
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-@few
-@given(label_pairs)
-def test_balanced_accuracy_equals_scikit_learn_on_known_labels(
-    pairs: list[tuple[str | None, str]],
-) -> None:
-    gold = [reference for _, reference in pairs]
-    known = [(label if label in gold else gold[0], reference) for label, reference in pairs]
-
-    expected = sk.balanced_accuracy_score(gold, [label for label, _ in known])
-
-    assert score(metric_of("balanced_accuracy"), items_of(known)) == pytest.approx(expected)
-
-
-@given(st.text(max_size=12), st.text(max_size=12))
-def test_edit_distance_equals_its_definition(first: str, second: str) -> None:
-    row = list(range(len(second) + 1))
-    for i, character in enumerate(first, start=1):
-        previous, row[0] = row[0], i
-        for j, other in enumerate(second, start=1):
-            previous, row[j] = (
-                row[j],
-                min(row[j] + 1, row[j - 1] + 1, previous + (character != other)),
-            )
-
-    assert edit_distance(first, second) == row[-1]
-
-
-@given(st.text("ab", max_size=200), st.text("ab", max_size=200))
-def test_edit_distance_of_long_texts_is_symmetric_and_bounded(first: str, second: str) -> None:
-    distance = edit_distance(first, second)
-
-    assert distance == edit_distance(second, first)
-    assert abs(len(first) - len(second)) <= distance <= max(len(first), len(second))
-
-
-any_items = st.lists(
-    st.builds(
-        item,
-        st.sampled_from([*LABELS, "other words", None]),
-        st.sampled_from(LABELS),
-        nll=st.floats(0, 50),
-        num_tokens=st.integers(1, 9),
-        num_bytes=st.integers(0, 9),
-    ),
-    min_size=1,
-    max_size=12,
-)
+def items_for(name: str) -> st.SearchStrategy[list[ScoredItem]]:
+    """Items with references that fit the metric, and predictions that may not."""
+    references = REFERENCES.get(name, LABELS)
+    return st.lists(
+        st.builds(
+            item,
+            st.sampled_from([*references, "other words", None]),
+            st.sampled_from(references),
+            nll=st.floats(0, 50),
+            num_tokens=st.integers(1, 9),
+            num_bytes=st.integers(0, 9),
+        ),
+        min_size=1,
+        max_size=12,
+    )
 
 
 @pytest.mark.parametrize("name", sorted(METRICS))
 @few
-@given(items=any_items, data=st.data())
-def test_weights_score_as_if_items_were_repeated(
-    name: str, items: list[ScoredItem], data: st.DataObject
-) -> None:
-    metric = metric_of(name)
+@given(data=st.data())
+def test_weights_score_as_if_items_were_repeated(name: str, data: st.DataObject) -> None:
+    items, metric = data.draw(items_for(name)), metric_of(name)
     statistics = metric.statistics(metric.payloads(items))
     counts = data.draw(st.lists(st.integers(0, 3), min_size=len(items), max_size=len(items)))
     assume(any(counts))
@@ -199,11 +83,11 @@ def test_weights_score_as_if_items_were_repeated(
 
 @pytest.mark.parametrize("name", sorted(METRICS))
 @few
-@given(items=any_items)
+@given(data=st.data())
 def test_scores_are_finite_and_do_not_depend_on_the_order_of_items(
-    name: str, items: list[ScoredItem]
+    name: str, data: st.DataObject
 ) -> None:
-    metric = metric_of(name)
+    items, metric = data.draw(items_for(name)), metric_of(name)
 
     forward, backward = score(metric, items), score(metric, items[::-1])
 
@@ -212,10 +96,10 @@ def test_scores_are_finite_and_do_not_depend_on_the_order_of_items(
 
 
 @pytest.mark.parametrize("name", sorted(METRICS))
-@given(items=any_items)
 @few
-def test_item_scores_are_scores_of_the_item_alone(name: str, items: list[ScoredItem]) -> None:
-    metric = metric_of(name)
+@given(data=st.data())
+def test_item_scores_are_scores_of_the_item_alone(name: str, data: st.DataObject) -> None:
+    items, metric = data.draw(items_for(name)), metric_of(name)
     statistics = metric.statistics(metric.payloads(items))
 
     own = metric.item_scores(statistics)
@@ -230,7 +114,8 @@ def test_item_scores_are_scores_of_the_item_alone(name: str, items: list[ScoredI
 )
 def test_unparsable_prediction_is_worse_than_the_right_answer(name: str) -> None:
     over_labels = issubclass(METRICS[name], LabelMetric)
-    texts = list(LABELS) if over_labels else ["this is one long enough text", "this is another"]
+    texts = ["this is one long enough text", "this is another"]
+    texts = list(REFERENCES.get(name, LABELS if over_labels else texts))
     metric = metric_of(name)
 
     right = score(metric, items_of([(text, text) for text in texts]))
@@ -275,24 +160,6 @@ def test_log_probability_is_averaged_over_items_not_tokens() -> None:
     assert score(metric_of("log_probability_per_byte"), items) == pytest.approx(-5.0)
 
 
-def test_reference_label_comes_from_the_named_column() -> None:
-    items = [item("1", "ignored", gold=1), item("true", "ignored", gold=True)]
-
-    assert score(metric_of("accuracy", field="gold"), items) == 1.0
-
-
-def test_reference_label_outside_labels_is_refused_with_the_item() -> None:
-    with pytest.raises(InputError, match=r"test-0 is 'yes', which is none of `labels` \(A, B\)"):
-        metric_of("accuracy", labels=("A", "B")).payloads(items_of([("A", "yes")]))
-
-
-def test_positive_label_that_never_occurs_is_refused() -> None:
-    metric = build_metric(MetricSpec(name="label_f1", positive="Yes"))
-
-    with pytest.raises(InputError, match="no reference is 'Yes'; the labels are no, yes"):
-        metric.payloads(items_of([("no", "no"), ("yes", "yes")]))
-
-
 def test_reference_without_answer_is_refused() -> None:
     missing = ScoredItem("test-7", None, Answer(None, False), {}, 1.0, 1, 1)
 
@@ -324,7 +191,9 @@ def test_log_probabilities_are_always_there_and_once() -> None:
 
     names = [metric.name for metric in build_metrics(asked)]
 
-    assert names == ["log_probability", "chrf", "general_log_probability"]
+    assert names == [
+        "log_probability", "chrf", "general_log_probability", "retention_log_probability",
+    ]  # fmt: skip
 
 
 def test_metric_asked_twice_is_refused() -> None:
@@ -344,3 +213,28 @@ def test_label_metric_over_whole_json_objects_is_refused() -> None:
 def test_statistics_of_a_metric_that_was_not_computed_are_refused() -> None:
     with pytest.raises(EvaluationError, match="no statistics of metric 'chrf'"):
         metric_statistics(metric_of("chrf"), [{"stats": {"bleu": [1]}}])
+
+
+def test_direction_of_a_known_metric_cannot_be_set() -> None:
+    with pytest.raises(InputError, match="'bleu' has no use for `higher_is_better`"):
+        build_metric(MetricSpec(name="bleu", higher_is_better=False))
+
+
+@pytest.mark.parametrize(
+    ("kind", "file"),
+    [
+        ("test", "predictions.jsonl"),
+        ("general", "general_items.jsonl"),
+        ("retention", "retention_items.jsonl"),
+        ("harness/arc_easy", "harness_arc_easy.jsonl"),
+        ("harness/a b/ü:c", "harness_a_b___c.jsonl"),
+    ],
+)
+def test_each_kind_of_items_has_a_file(kind: str, file: str) -> None:
+    assert items_file(kind) == file
+
+
+def test_every_metric_is_documented() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text(encoding="utf-8")
+
+    assert [name for name in METRICS if f"`{name}`" not in page] == []

@@ -2,8 +2,11 @@
 
 import json
 import logging
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,12 +14,21 @@ import pytest
 import torch
 
 from tell_core.errors import DataError, EvaluationError, InputError
-from tell_core.evaluation.metrics import build_metric, read_statistics
+from tell_core.evaluation.base import ScoredItem
+from tell_core.evaluation.generation import Decoding, Request, generate
+from tell_core.evaluation.metrics import build_metric, build_metrics, metric_statistics
+from tell_core.evaluation.parsing import Answer
 from tell_core.evaluation.scoring import check_references, evaluate_cell
-from tell_core.spec.model import EvaluationSpec, MetricSpec, ParseSpec, TrainingSpec
+from tell_core.spec.model import (
+    EvaluationSpec,
+    HarnessSpec,
+    MetricSpec,
+    ParseSpec,
+    TrainingSpec,
+)
 from tell_core.training.models import LoadedModel, attach_lora, detach_adapter, save_trained
 
-WriteInputs = Callable[[list[dict[str, Any]]], Path]
+WriteInputs = Callable[..., Path]
 
 ITEMS = [
     {"item_id": "test-0", "prompt": "Is it so?", "reference": '{"label": "yes"}'},
@@ -88,7 +100,7 @@ def test_predictions_hold_what_the_bootstrap_needs(
 
     for spec in (*ALL_METRICS.metrics, MetricSpec(name="general_log_probability")):
         metric = build_metric(spec)
-        statistics = read_statistics(tmp_path / "out", metric)
+        statistics = metric_statistics(metric, lines(tmp_path / "out" / metric.items_file))
         assert len(statistics) == scores[spec.name]["num_items"]
         assert metric.score_from_items(statistics) == scores[spec.name]["score"]
 
@@ -326,3 +338,170 @@ def test_lack_of_memory_is_explained(
 
     with pytest.raises(EvaluationError, match=r"lower `evaluation.batch_size`"):
         evaluate(base, write_inputs(ITEMS), tmp_path / "out", evaluation_of("log_probability"))
+
+
+def test_retention_set_is_scored_beside_the_general_items(
+    base: LoadedModel, write_inputs: WriteInputs, tmp_path: Path
+) -> None:
+    inputs = write_inputs(ITEMS, retention=("kept-0", "kept-1", "kept-2"))
+
+    scores = evaluate(base, inputs, tmp_path / "out", evaluation_of("log_probability"))
+
+    rows = lines(tmp_path / "out/retention_items.jsonl")
+    assert [row["item_id"] for row in rows] == ["kept-0", "kept-1", "kept-2"]
+    assert scores["retention_log_probability"]["num_items"] == 3
+    assert scores["retention_log_probability"]["score"] == pytest.approx(
+        np.mean([-row["nll"] / row["num_tokens"] for row in rows])
+    )
+    assert scores["general_log_probability"]["num_items"] == 2
+
+
+def test_without_a_retention_set_there_is_no_such_metric(
+    base: LoadedModel, write_inputs: WriteInputs, tmp_path: Path
+) -> None:
+    scores = evaluate(base, write_inputs(ITEMS), tmp_path / "out", evaluation_of("exact_match"))
+
+    assert "retention_log_probability" not in scores
+    assert lines(tmp_path / "out/retention_items.jsonl") == []
+
+
+def test_greedy_repeats_are_made_in_other_batches_and_agree_in_float32(
+    base: LoadedModel, write_inputs: WriteInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int | None] = []
+
+    def spy(*arguments: Any, **options: Any) -> list[str]:
+        seeds.append(options["order_seed"])
+        return generate(*arguments, **options)
+
+    monkeypatch.setattr("tell_core.evaluation.scoring.generate", spy)
+    spec = evaluation_of("chrf", "exact_match", num_repeats=3, decoding_seed=5)
+
+    scores = evaluate(base, write_inputs(ITEMS), tmp_path / "out", spec)
+
+    assert seeds == [None, 6, 7]
+    assert scores["chrf"]["repeats"] == [scores["chrf"]["score"]] * 3
+    assert "repeats" not in scores["log_probability"]
+
+
+def test_drawn_repeats_measure_the_noise_of_decoding(
+    base: LoadedModel, write_inputs: WriteInputs, tmp_path: Path
+) -> None:
+    inputs = write_inputs(ITEMS)
+    spec = evaluation_of("character_error_rate", num_repeats=3, temperature=2.0)
+
+    scores = evaluate(base, inputs, tmp_path / "a", spec)["character_error_rate"]
+    again = evaluate(base, inputs, tmp_path / "b", spec)["character_error_rate"]
+    other = evaluate(base, inputs, tmp_path / "c", spec.model_copy(update={"decoding_seed": 1}))[
+        "character_error_rate"
+    ]
+
+    assert scores == again
+    assert scores["repeats"][0] == scores["score"]
+    assert len(set(scores["repeats"])) > 1
+    assert other["repeats"] != scores["repeats"]
+
+
+def test_each_item_may_have_a_limit_and_stop_strings_reach_the_model(
+    base: LoadedModel, write_inputs: WriteInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[list[int], Decoding]] = []
+
+    def spy(
+        model: Any, tokenizer: Any, requests: list[Request], decoding: Decoding, **_: Any
+    ) -> list[str]:
+        asked.append(([request.max_new_tokens for request in requests], decoding))
+        return ["{}"] * len(requests)
+
+    monkeypatch.setattr("tell_core.evaluation.scoring.generate", spy)
+    items = [item | {"extra": {"limit": n}} for n, item in enumerate(ITEMS, start=1)]
+    spec = evaluation_of(
+        "exact_match", max_new_tokens_column="limit", max_new_tokens=2, stop=("END",), top_p=0.5
+    )
+
+    evaluate(base, write_inputs(items), tmp_path / "out", spec)
+
+    end = base.tokenizer.convert_tokens_to_ids("<|end|>")
+    decoding = Decoding(stop=("END",), stop_ids=frozenset({end}), temperature=0.0, top_p=0.5)
+    assert asked == [([1, 2, 2], decoding)]
+
+
+def test_backend_of_the_specification_writes_and_the_model_itself_is_measured(
+    base: LoadedModel, write_inputs: WriteInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    @contextmanager
+    def engine(directory: Path, adapter: Path | None, _: Any, **options: Any) -> Iterator[Any]:
+        asked.update(options, directory=directory, adapter=adapter)
+        yield SimpleNamespace(generate=lambda requests, *_, **__: ['{"label": "no"}'] * 3)
+
+    monkeypatch.setattr("tell_core.evaluation.subject.vllm_engine", engine)
+    base.model.save_pretrained(tmp_path / "base")
+    base.tokenizer.save_pretrained(tmp_path / "base")
+    torch.manual_seed(0)
+    adapted = attach_lora(base.model, TrainingSpec(lora_rank=2))
+    save_trained(adapted, base.tokenizer, tmp_path / "trained")
+    detach_adapter(adapted)
+    spec = ALL_METRICS.model_copy(update={"backend": "vllm", "batch_size": 7})
+
+    scores = evaluate_cell(
+        model_path=str(tmp_path / "base"),
+        revision=None,
+        inputs=write_inputs(ITEMS),
+        trained=tmp_path / "trained",
+        evaluation=spec,
+        out=tmp_path / "out",
+        dtype="float32",
+        device="cpu",
+    )
+
+    assert asked == {
+        "directory": tmp_path / "base",
+        "adapter": tmp_path / "trained/adapter",
+        "dtype": "float32",
+        "batch_size": 7,
+    }
+    assert scores["accuracy"]["score"] == pytest.approx(1 / 3)
+    assert scores["log_probability"]["score"] < 0
+
+
+def test_harness_tasks_have_a_file_and_metrics_like_all_others(
+    base: LoadedModel, write_inputs: WriteInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [
+        ScoredItem(f"arc-{n}", None, Answer("yes", False), {"acc": float(n > 0)}, 0.0, 1, 1)
+        for n in range(4)
+    ]
+    monkeypatch.setattr(
+        "tell_core.evaluation.scoring.run_harness", lambda *_, **__: {"harness/arc": found}
+    )
+    spec = evaluation_of("log_probability", harness=(HarnessSpec(task="arc"),))
+
+    scores = evaluate(base, write_inputs(ITEMS), tmp_path / "out", spec)
+
+    rows = lines(tmp_path / "out/harness_arc.jsonl")
+    assert scores["harness/arc/acc"]["score"] == 0.75
+    assert [row["scores"]["harness/arc/acc"] for row in rows] == [0.0, 1.0, 1.0, 1.0]
+    metric = build_metrics(spec)[-1]
+    assert metric.score_from_items(metric_statistics(metric, rows)) == 0.75
+
+
+def test_what_is_not_installed_is_found_before_anything_is_trained(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = [ITEMS[0] | {"extra": {}}]
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+
+    with pytest.raises(InputError, match="needs vLLM"):
+        check_references(rows, evaluation_of("json_valid", backend="vllm"))
+    with pytest.raises(InputError, match=r"evaluation.harness"):
+        check_references(rows, evaluation_of("json_valid", harness=(HarnessSpec(task="arc"),)))
+
+
+def test_wrong_limit_is_found_before_anything_is_trained() -> None:
+    rows = [ITEMS[0] | {"extra": {"limit": 4}}, ITEMS[1] | {"extra": {"limit": "four"}}]
+
+    with pytest.raises(InputError, match="test item test-1: column 'limit'"):
+        check_references(rows, evaluation_of("json_valid", max_new_tokens_column="limit"))

@@ -19,12 +19,14 @@ import pytest
 import yaml
 from markupsafe import Markup
 
-from tell_core.report import emergence, evidence, outcome, write_report
+from tell_core.report import charts, page, write_report
 
 TASK_BUDGETS = (1_000, 4_000, 16_000, 64_000, 256_000)
 GENERAL_BUDGETS = (60_000, 240_000)
 METRICS = ("log_probability", "exact_match", "chrf", "general_log_probability")
+PRICE_METRICS = ("general_log_probability", "retention_log_probability", "harness/arc/acc")
 NUM_ITEMS = 80
+UNKNOWN_P = {"p_value": None, "p_holm": None}
 POOL_TOKENS = 180_000
 PROBE_STEPS = (0, 2, 4, 8, 12, 20, 34, 58, 98, 166, 282, 480)
 
@@ -65,9 +67,11 @@ def build_run(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def full_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with every part and its report, made once."""
+    """A run with every part and its report, made once; its figures are drawn in the page only."""
     run = write_run(tmp_path_factory.mktemp("report") / "copy-task", RunPlan())
-    write_report(run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "write_figure_files", lambda charts, out_dir: None)
+        write_report(run)
     return run
 
 
@@ -80,8 +84,8 @@ def full_page(full_run: Path) -> str:
 @pytest.fixture
 def without_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the figures, which take most of the time, where a test looks at text only."""
-    for module in (outcome, emergence, evidence):
-        monkeypatch.setattr(module, "to_svg", lambda draw, name: Markup("<svg></svg>"))
+    monkeypatch.setattr(charts, "to_svg", lambda draw, name: Markup("<svg></svg>"))
+    monkeypatch.setattr(page, "write_figure_files", lambda charts, out_dir: None)
 
 
 def write_run(root: Path, plan: RunPlan) -> Path:
@@ -98,6 +102,8 @@ def write_run(root: Path, plan: RunPlan) -> Path:
         _write_results(root, cells, plan)
     if "leverage" not in plan.without:
         _dump(root / "leverage.json", _leverage(cells, plan))
+    if "forecast" not in plan.without:
+        _dump(root / "forecast.json", _forecast(cells, plan))
     if "emergence" not in plan.without:
         _dump(root / "emergence.json", _emergence(cells))
     return root
@@ -197,10 +203,10 @@ def _manifest(plan: RunPlan, records: dict[str, Any]) -> dict[str, Any]:
             "task_budget_tokens": None if arm == "general_only" else 16_000,
             "seed": 1000,
             "candidates": [
-                {"learning_rate": 0.0003, "dev_loss": 1.31},
-                {"learning_rate": 0.001, "dev_loss": 1.22},
+                {"learning_rate": 0.0003, "epochs": 2, "dev_loss": 1.31},
+                {"learning_rate": 0.001, "epochs": 2, "dev_loss": 1.22},
             ],
-            "chosen": 0.001,
+            "chosen": {"learning_rate": 0.001, "epochs": 2},
         }
         for arm in ("sft", "sft_matched", "tell", "tell_no_anchor", "general_only")
     }
@@ -357,7 +363,7 @@ def _write_predictions(path: Path, name: str, cell: dict[str, Any], plan: RunPla
             "reference": _reference(i),
             "prediction": answers[i] + plan.hostile,
             "parsed": answers[i] + plan.hostile,
-            "scores": json.dumps({"exact_match": float(loss < 1.7)}),
+            "scores": json.dumps({"exact_match": float(loss < 1.7), "log_probability": -loss}),
             "nll": float(loss * 5),
             "num_tokens": 5,
             "num_bytes": 9,
@@ -398,9 +404,152 @@ def _leverage(cells: dict[str, Any], plan: RunPlan) -> dict[str, Any]:
                 "higher_is_better": True,
                 "arms": {} if metric.startswith("general") else _ratios(metric, cells, plan),
                 "curves": _curves(metric, cells, plan),
+                "variance": _variance(metric, cells, plan),
+                "power": _power(plan),
             }
             for metric in METRICS
         },
+        "price": [row for metric in PRICE_METRICS for row in _price(metric, cells, plan)],
+    }
+
+
+def _groups(cells: dict[str, Any]) -> list[dict[str, Any]]:
+    """One cell of every arm at its budgets."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for cell in cells.values():
+        key = (cell["arm"], cell["task_budget_tokens"], cell["general_budget_tokens"])
+        found.setdefault(key, cell)
+    return list(found.values())
+
+
+def _variance(metric: str, cells: dict[str, Any], plan: RunPlan) -> list[dict[str, Any]]:
+    is_generated = "log_probability" not in metric
+    has_seeds = len(plan.seeds) > 1
+    return [
+        {
+            **{name: cell[name] for name in cell if name != "seed"},
+            "num_items": NUM_ITEMS,
+            "num_seeds": len(plan.seeds),
+            "num_repeats": 3 if is_generated else 1,
+            "item_sd": 0.061,
+            "seed_sd": 0.044 if has_seeds and cell["arm"] != "base" else None,
+            "decoding_sd": 0.012 if is_generated else 0.0,
+            "reason": None if has_seeds else "one training seed",
+        }
+        for cell in _groups(cells)
+    ]
+
+
+def _power(plan: RunPlan) -> dict[str, Any]:
+    has_seeds = len(plan.seeds) > 1
+    return {
+        "confidence": 0.95,
+        "power": 0.8,
+        "num_seeds": len(plan.seeds) if has_seeds else None,
+        "num_items": NUM_ITEMS,
+        "smallest_difference": 0.183 if has_seeds else None,
+        "reason": None if has_seeds else "no SFT and TELL with two seeds in common",
+    }
+
+
+def _price(metric: str, cells: dict[str, Any], plan: RunPlan) -> list[dict[str, Any]]:
+    has_seeds = len(plan.seeds) > 1
+    rows = []
+    for cell in _groups(cells):
+        if cell["arm"] != "base":
+            change = (_general(cell) + 1.74) * (0.3 if metric.startswith("harness") else 1.0)
+            rows.append(
+                {
+                    "metric": metric,
+                    **{name: cell[name] for name in cell if name != "seed"},
+                    "change": change,
+                    "low": change - 0.02 if has_seeds else None,
+                    "high": change + 0.02 if has_seeds else None,
+                    "num_items": 64,
+                    "num_seeds": len(plan.seeds),
+                    "reason": None if has_seeds else "one training seed",
+                }
+            )
+    return rows
+
+
+def _forecast(cells: dict[str, Any], plan: RunPlan) -> dict[str, Any]:
+    names = [metric for metric in METRICS if metric != "general_log_probability"]
+    return {
+        "confidence": 0.8,
+        "horizon_factor": 4,
+        "primary_metric": "log_probability",
+        "metrics": {metric: _forecast_entry(metric, cells, plan) for metric in names},
+    }
+
+
+def _forecast_entry(metric: str, cells: dict[str, Any], plan: RunPlan) -> dict[str, Any]:
+    curves = [
+        _forecast_curve(metric, cell, plan)
+        for cell in _groups(cells)
+        if cell["arm"] in ("tell", "sft") and cell["task_budget_tokens"] == plan.task_budgets[0]
+    ]
+    tests = [test["is_covered"] for curve in curves for test in curve["backtests"]]
+    coverage = sum(tests) / len(tests) if tests else None
+    calibration = {"nominal": 0.8, "num_backtests": len(tests), "num_covered": sum(tests)}
+    return {"calibration": {**calibration, "coverage": coverage}, "curves": curves}
+
+
+def _forecast_curve(metric: str, cell: dict[str, Any], plan: RunPlan) -> dict[str, Any]:
+    used = [_used({**cell, "task_budget_tokens": budget}) or 0 for budget in plan.task_budgets]
+    curve = {
+        "arm": cell["arm"],
+        "general_budget_tokens": cell["general_budget_tokens"],
+        "num_budgets": len(used),
+        "num_seeds": len(plan.seeds),
+        "max_task_tokens": float(used[-1]),
+    }
+    target = {"label": "a score of -0.1", "score": -0.1}
+    if len(plan.seeds) == 1:
+        reason = "one training seed: there is no interval"
+        unknown = dict.fromkeys(("tokens", "more_tokens", "low", "high"))
+        return curve | {
+            "status": "undefined", "reason": reason, "gains": [], "band": [], "backtests": [],
+            "targets": [{**target, **unknown, "status": "undefined", "reason": reason}],
+        }  # fmt: skip
+    largest = used[-1]
+    band = [_guess(metric, cell, n, plan) for n in np.geomspace(used[0], 4 * largest, 41)]
+    tests = [_tried(metric, cell, used, place, plan) for place in (-2, -1)]
+    targets = [
+        {**target, "status": "needs_more", "tokens": 1.5 * largest, "more_tokens": 0.5 * largest,
+         "low": 0.2 * largest, "high": None, "reason": None},
+        {"label": "the best score of any arm", "score": -0.02, "status": "beyond_horizon",
+         "tokens": None, "more_tokens": None, "low": 2.0 * largest, "high": None,
+         "reason": "not reached within the horizon of the forecast"},
+    ]  # fmt: skip
+    gains = [
+        {"more_tokens": (factor - 1) * largest, **_guess(metric, cell, factor * largest, plan)}
+        for factor in (1.5, 2.0, 4.0)
+    ]
+    return curve | {
+        "status": "ok", "reason": None, "targets": targets, "gains": gains, "band": band,
+        "backtests": tests,
+    }  # fmt: skip
+
+
+def _guess(metric: str, cell: dict[str, Any], tokens: float, plan: RunPlan) -> dict[str, float]:
+    """A forecast: between scores at the budgets below and above, straight in log tokens."""
+    used = [_used({**cell, "task_budget_tokens": budget}) or 1 for budget in plan.task_budgets]
+    scores = [_score(metric, {**cell, "task_budget_tokens": b}, plan) for b in plan.task_budgets]
+    score = float(np.interp(math.log(tokens), np.log(used), scores))
+    width = 0.06 * (1 + max(0.0, math.log(tokens / used[-1]))) * max(1.0, abs(score) / 10)
+    row = {"score": score, "low": score - width, "high": score + 0.8 * width}
+    return {"task_tokens": float(tokens), **row}
+
+
+def _tried(
+    metric: str, cell: dict[str, Any], used: list[int], place: int, plan: RunPlan
+) -> dict[str, Any]:
+    row = _guess(metric, cell, used[place], plan)
+    return row | {
+        "fitted_on": [float(tokens) for tokens in used[:place]],
+        "observed": row["score"] + (0.02 if place == -2 else 0.3),
+        "is_covered": place == -2,
     }
 
 
@@ -464,10 +613,11 @@ def _ratio(
         "sft_equivalent_tokens": None, "tell_score": score,
         "num_seeds": len(plan.seeds), "num_items": NUM_ITEMS,
         "advantage": {"difference": 0.21, "low": 0.09, "high": 0.33},
+        "p_value": 0.0004, "p_holm": 0.012,
     }  # fmt: skip
     if len(plan.seeds) == 1:
         reason = "one training seed: there is no interval"
-        return row | {"censored": "undefined", "ratio": 3.7, "reason": reason}
+        return row | {"censored": "undefined", "ratio": 3.7, "reason": reason} | UNKNOWN_P
     if score > rising[-1]:
         reason = "SFT does not reach this score at any budget tried"
         bound = plan.task_budgets[-1] / task

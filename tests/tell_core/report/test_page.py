@@ -2,7 +2,9 @@
 
 import json
 import re
+from base64 import b64encode
 from collections.abc import Callable
+from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,19 +14,21 @@ from hypothesis import strategies as st
 
 from tell_core.errors import InputError, StoreError
 from tell_core.report import page as page_module
-from tell_core.report import write_figures, write_report
+from tell_core.report import write_report
 from tell_core.report.blocks import Entry, Table, Text, shortened
 from tell_core.report.formats import format_leverage
-from tell_core.report.page import page_templates
+from tell_core.report.page import page_script, page_templates
 
 BuildRun = Callable[..., Path]
 
 SECTIONS = (
-    "answer", "curves", "leverage", "price", "emergence", "ledger", "curation", "shuffle",
-    "prompts", "predictions", "limits", "reproduce",
+    "answer", "curves", "leverage", "forecast", "price", "uncertainty", "predictions",
+    "emergence", "ledger", "curation", "shuffle", "prompts", "limits", "reproduce",
 )  # fmt: skip
 MACROS = page_templates().get_template("blocks.html.j2").make_module()
-OPTIONAL = frozenset({"leverage", "emergence", "curate", "mix", "predictions", "results", "tuning"})
+OPTIONAL = frozenset(
+    {"leverage", "forecast", "emergence", "curate", "mix", "predictions", "results", "tuning"}
+)
 
 
 class _Reader(HTMLParser):
@@ -71,13 +75,24 @@ def test_contents_link_to_every_section(full_page: str) -> None:
     assert {f"#{name}" for name in SECTIONS} <= links
 
 
-def test_page_loads_nothing_and_runs_nothing(full_page: str) -> None:
+def test_page_loads_nothing_and_runs_its_own_script_alone(full_page: str) -> None:
     reader = _Reader(full_page)
 
     assert not [load for load in reader.loads if not load.startswith(("#", "data:image/png"))]
-    assert not {"script", "link", "iframe", "object", "embed", "form"} & set(reader.tags)
-    assert "http" not in full_page
+    assert not {"link", "iframe", "object", "embed", "form"} & set(reader.tags)
+    assert full_page.count("<script>") == 1
+    assert reader.tags.count("script") == 1 + full_page.count('<script type="application/json"')
+    assert "http" not in full_page.replace("http-equiv", "")
     assert not re.search(r"@import|url\((?!#)", full_page)
+
+
+def test_only_the_script_of_this_digest_may_run(full_page: str) -> None:
+    script = full_page.split("<script>")[1].split("</script>")[0]
+
+    digest = b64encode(sha256(script.encode()).digest()).decode()
+    assert script == page_script()
+    assert "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:;" in full_page
+    assert f"script-src 'sha256-{digest}'" in full_page
 
 
 def test_page_is_smaller_than_its_limit(full_run: Path, full_page: str) -> None:
@@ -127,12 +142,12 @@ def test_supervised_tokens_are_underlined(full_page: str) -> None:
 
 
 def test_hostile_data_is_only_ever_text(build_run: BuildRun, without_drawing: None) -> None:
-    hostile = "<script>alert('x')</script><img src=http://evil.example/x.png>"
+    hostile = "<script>alert('x')</script><img src=http://evil.example/x.png>\u2028-->"
 
     page = write_report(build_run(hostile=hostile)).read_text(encoding="utf-8")
 
     reader = _Reader(page)
-    assert "script" not in reader.tags
+    assert reader.tags.count("script") == 3  # items, data of the figures, our own
     assert "img" not in reader.tags
     assert hostile in reader.text
     assert not [load for load in reader.loads if not load.startswith("#")]
@@ -209,6 +224,20 @@ def test_too_large_a_page_is_refused_and_the_old_one_stays(
     assert (run / "report.html").read_text() == "old"
 
 
+@pytest.mark.parametrize("surplus", [1, 10_000, 25_000])
+def test_items_make_room_where_the_page_would_be_too_large(
+    build_run: BuildRun, without_drawing: None, monkeypatch: pytest.MonkeyPatch, surplus: int
+) -> None:
+    run = build_run()
+    size = write_report(run).stat().st_size
+    monkeypatch.setattr(page_module, "MAX_BYTES", size - surplus)
+
+    page = write_report(run).read_text(encoding="utf-8")
+
+    assert len(page.encode()) <= size - surplus
+    assert "To stay small this page holds" in page
+
+
 @given(st.integers(min_value=0, max_value=400), st.integers(min_value=1, max_value=400))
 def test_a_shortened_table_counts_what_it_leaves_out(num_rows: int, kept: int) -> None:
     table = Table("numbers", ("n",), tuple((Entry(str(row)),) for row in range(num_rows)))
@@ -217,19 +246,3 @@ def test_a_shortened_table_counts_what_it_leaves_out(num_rows: int, kept: int) -
 
     assert len(short.rows) + short.num_omitted == num_rows
     assert short.rows == table.rows[:kept]
-
-
-def test_main_figure_is_written_as_svg_and_png(full_run: Path, tmp_path: Path) -> None:
-    svg, png = write_figures(full_run, tmp_path / "figures")
-
-    text = svg.read_text(encoding="utf-8")
-    assert text.startswith("<svg ")
-    assert "prefers-color-scheme: dark" in text
-    assert ">TELL</text>" in text
-    assert png.read_bytes().startswith(b"\x89PNG")
-
-
-def test_without_scores_there_is_no_figure(build_run: BuildRun, tmp_path: Path) -> None:
-    run = build_run(without=frozenset({"results", "leverage"}))
-
-    assert write_figures(run, tmp_path / "figures") == ()

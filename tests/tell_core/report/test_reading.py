@@ -50,7 +50,7 @@ def test_scores_of_predictions_are_objects(build_run: BuildRun) -> None:
 
     rows = read_predictions(run, "base-s0")
 
-    assert set(rows["item-000"]["scores"]) == {"exact_match"}
+    assert set(rows["item-000"]["scores"]) == {"exact_match", "log_probability"}
 
 
 def test_only_the_first_rejects_of_each_reason_are_read(build_run: BuildRun) -> None:

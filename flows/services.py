@@ -1,0 +1,278 @@
+"""Prefect server, MLflow server, worker and deployments on this machine: up, down, status.
+
+Every process is written down as soon as it is started, with the moment of its start, so that `down`
+ends just those, whatever else runs, and never another process that got the same number later.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from tell_core.errors import InputError, TellError
+from tell_core.results import sole_owner
+from tell_core.store import read_json, write_json
+
+WORK_POOL = "local"
+_HOST = "127.0.0.1"
+_START_SECONDS = 180.0
+_STOP_SECONDS = 10.0
+_STATE = "services.json"
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Running:
+    """A process that `up` started.
+
+    Attributes:
+        name: prefect, mlflow or worker.
+        pid: Process id, also that of its group.
+        started: Moment of its start, in seconds since 1970, which tells it from a later process
+            of the same number.
+        address: Where a person finds its page; empty for the worker.
+        log: File of its output.
+    """
+
+    name: str
+    pid: int
+    started: float
+    address: str
+    log: str
+
+    @property
+    def process(self) -> psutil.Process | None:
+        """The process, or None when it has ended."""
+        try:
+            process = psutil.Process(self.pid)
+            is_same = abs(process.create_time() - self.started) < 0.5
+            return process if is_same and process.status() != psutil.STATUS_ZOMBIE else None
+        except psutil.NoSuchProcess:
+            return None
+
+
+def up(home: Path, prefect_port: int, mlflow_port: int, say: Say) -> list[Running]:
+    """Start what is not running yet, wait until it answers, deploy what prefect.yaml lists.
+
+    Args:
+        home: Where databases, artifacts and logs are kept.
+        prefect_port: Port of Prefect's server and pages.
+        mlflow_port: Port of MLflow's.
+        say: Called with a line at each step.
+
+    Raises:
+        InputError: There is no prefect.yaml here, or a port belongs to another process.
+        TellError: A server does not come up, or the deployments are refused.
+    """
+    if not Path("prefect.yaml").is_file():
+        raise InputError(
+            f"there is no prefect.yaml in {Path.cwd()}: run `tell up` in the project's directory"
+        )
+    home.mkdir(parents=True, exist_ok=True)
+    with sole_owner(home):
+        known = {one.name: one for one in _known(home) if one.process}
+        prefect = f"http://{_HOST}:{prefect_port}"
+        mlflow = f"http://{_HOST}:{mlflow_port}"
+        environment = _environment(home, prefect_port, mlflow)
+        for name, address, command in (
+            ("prefect", prefect, ["-m", "prefect", "server", "start"]),
+            ("mlflow", mlflow, _mlflow_command(home, mlflow_port)),
+        ):
+            if name in known and known[name].address != address:
+                raise InputError(
+                    f"{name} is running at {known[name].address}: `tell down` first to move it"
+                )
+            if name not in known:
+                _require_free_port(name, int(address.rpartition(":")[2]))
+                say(f"starting {name}")
+                known[name] = _start(home, name, address, command, environment, known)
+        _wait(known["prefect"], f"{prefect}/api/health")
+        _wait(known["mlflow"], f"{mlflow}/health")
+        say("deploying")
+        _deploy(environment)
+        if "worker" not in known:
+            say("starting worker")
+            worker = ["-m", "prefect", "worker", "start", "--pool", WORK_POOL, "--type", "process"]
+            known["worker"] = _start(home, "worker", "", worker, environment, known)
+    return list(known.values())
+
+
+def down(home: Path) -> list[str]:
+    """End every process that `up` started; returns the names of those that were still running."""
+    ended = []
+    for one in reversed(_known(home)):
+        if process := one.process:
+            _end(process)
+            ended.append(one.name)
+    (home / _STATE).unlink(missing_ok=True)
+    return ended
+
+
+def status(home: Path) -> list[dict[str, Any]]:
+    """A row per process: whether it runs and answers, where, and how much memory it takes."""
+    return [_status_row(one) for one in _known(home)]
+
+
+def addresses(running: Iterable[Running]) -> dict[str, str]:
+    """What to set so that commands on this machine use these servers."""
+    found = {one.name: one.address for one in running}
+    return {
+        "PREFECT_API_URL": f"{found['prefect']}/api",
+        "MLFLOW_TRACKING_URI": found["mlflow"],
+    }
+
+
+def _environment(home: Path, prefect_port: int, mlflow: str) -> dict[str, str]:
+    own = {
+        "PREFECT_HOME": str((home / "prefect").absolute()),
+        "PREFECT_SERVER_API_HOST": _HOST,
+        "PREFECT_SERVER_API_PORT": str(prefect_port),
+        "PREFECT_API_URL": f"http://{_HOST}:{prefect_port}/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        "MLFLOW_TRACKING_URI": mlflow,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "TELL_HOME": str(Path.cwd()),
+    }
+    return {"TELL_DATA": "data", "MLFLOW_DISABLE_TELEMETRY": "true"} | dict(os.environ) | own
+
+
+def _mlflow_command(home: Path, port: int) -> list[str]:
+    place = home.absolute() / "mlflow"
+    place.mkdir(parents=True, exist_ok=True)
+    return [
+        "-m", "mlflow", "server", "--host", _HOST, "--port", str(port), "--workers", "1",
+        "--backend-store-uri", f"sqlite:///{place / 'mlflow.db'}",
+        "--artifacts-destination", str(place / "artifacts"),
+    ]  # fmt: skip
+
+
+def _known(home: Path) -> list[Running]:
+    path = home / _STATE
+    return [Running(**entry) for entry in read_json(path)] if path.exists() else []
+
+
+def _start(
+    home: Path,
+    name: str,
+    address: str,
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    known: Mapping[str, Running],
+) -> Running:
+    """Start a process in a group of its own and write it down."""
+    log = home / f"{name}.log"
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    started = psutil.Process(process.pid).create_time()
+    running = Running(name, process.pid, started, address, str(log))
+    write_json(home / _STATE, [asdict(one) for one in [*known.values(), running]])
+    return running
+
+
+def _require_free_port(name: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_HOST, port))
+        except OSError as error:
+            raise InputError(
+                f"port {port} for {name} is in use{_holder(port)}: end that, or choose another with"
+                f" --{name}-port"
+            ) from error
+
+
+def _holder(port: int) -> str:
+    with suppress(psutil.Error, PermissionError):
+        for connection in psutil.net_connections("tcp"):
+            is_here = connection.laddr and connection.laddr.port == port
+            if is_here and connection.status == psutil.CONN_LISTEN and connection.pid:
+                return f" by process {connection.pid} ({psutil.Process(connection.pid).name()})"
+    return ""
+
+
+def _wait(one: Running, health: str) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline and one.process:
+        if _answers(health):
+            return
+        time.sleep(0.3)
+    what = "does not answer" if one.process else "ended at once"
+    raise TellError(f"{one.name} {what}; its log is {one.log}. `tell down` ends what was started")
+
+
+def _answers(url: str) -> bool:
+    with suppress(httpx.HTTPError):
+        return httpx.get(url, timeout=5.0).status_code == httpx.codes.OK
+    return False
+
+
+def _deploy(environment: Mapping[str, str]) -> None:
+    for command in (
+        ["work-pool", "create", WORK_POOL, "--type", "process", "--overwrite"],
+        ["--no-prompt", "deploy", "--all"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "prefect", *command],
+            env=environment,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+        if done.returncode:
+            said = (done.stderr or done.stdout).strip()[-800:]
+            raise TellError(f"`prefect {' '.join(command)}` failed: {said}")
+
+
+def _end(process: psutil.Process) -> None:
+    """TERM to the process's group, KILL to whoever of it is left after ten seconds."""
+    with suppress(psutil.NoSuchProcess):
+        members = [process, *process.children(recursive=True)]
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        for member in psutil.wait_procs(members, timeout=_STOP_SECONDS)[1]:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
+        psutil.wait_procs(members, timeout=_STOP_SECONDS)
+
+
+def _status_row(one: Running) -> dict[str, Any]:
+    process = one.process
+    memory = 0
+    if process:
+        for member in (process, *process.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                memory += member.memory_info().rss
+    return {
+        "service": one.name,
+        "state": _state(one) if process else "ended",
+        "address": one.address,
+        "pid": one.pid,
+        "memory_megabytes": round(memory / 1e6),
+        "log": one.log,
+    }
+
+
+def _state(one: Running) -> str:
+    if not one.address:
+        return "running"
+    health = f"{one.address}{'/api' if one.name == 'prefect' else ''}/health"
+    return "answers" if _answers(health) else "running, but does not answer"

@@ -1,0 +1,172 @@
+"""Power: the smallest difference between two arms that so many seeds and items can show.
+
+Two arms with the same S seeds and N items differ by a mean whose variance is the sum of a seed part
+``2 seed_sd² / S`` and an item part ``item_difference_sd² / N``. The interval that judges it reaches
+as far as Student's t with S - 1 degrees of freedom times the seed part *as those seeds show it*,
+and the normal quantile times the item part, joined as the root of the sum of squares. The chance
+that it leaves out 0 is averaged over what the seeds might show. Degrees of freedom of Welch and
+Satterthwaite for both parts together would promise too much: a power of 0.65 instead of 0.8 with
+three seeds where the item part is the larger.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import optimize, special, stats
+
+from tell_core.analysis.curves import ONE_SEED, CurvePoint
+from tell_core.analysis.leverage import common_seeds
+from tell_core.evaluation.base import MeanMetric, Metric
+
+POWER = 0.8
+_MIDPOINTS = (np.arange(512) + 0.5) / 512
+_NO_PAIR = "no SFT and TELL at one task budget with two seeds in common"
+_NO_SPREAD = "neither seeds nor items differ: what others would show is unknown"
+
+
+def smallest_difference(
+    seed_sd: float,
+    item_difference_sd: float,
+    num_seeds: int,
+    num_items: int,
+    confidence: float = 0.95,
+    power: float = POWER,
+) -> float | None:
+    """The difference between two arms that an interval leaves 0 out for with a chance of ``power``.
+
+    Args:
+        seed_sd: Standard deviation over seeds of one training's score on the same items; the two
+            arms' seeds are taken as independent.
+        item_difference_sd: Standard deviation over items of the difference between the arms.
+        num_seeds: S, the same in both arms.
+        num_items: N, the same in both arms.
+        confidence: Coverage of the interval.
+        power: The chance.
+
+    Returns:
+        The difference; None with one seed or one item, which show nothing at all.
+    """
+    if num_seeds < 2 or num_items < 2:
+        return None
+    from_seeds, from_items = 2 * seed_sd**2 / num_seeds, item_difference_sd**2 / num_items
+    if from_seeds + from_items == 0:
+        return 0.0
+    tail = (1 + confidence) / 2
+    seen = stats.chi2.ppf(_MIDPOINTS, num_seeds - 1) / (num_seeds - 1)
+    seed_reach = stats.t.ppf(tail, num_seeds - 1) ** 2 * from_seeds * seen
+    reach = np.sqrt(seed_reach + stats.t.ppf(tail, num_items - 1) ** 2 * from_items)
+    scatter = math.sqrt(from_seeds + from_items)
+
+    def missing(difference: float) -> float:
+        return float(special.ndtr((difference - reach) / scatter).mean()) - power
+
+    return float(optimize.brentq(missing, 0.0, reach.max() + 10 * scatter))
+
+
+def measured_power(
+    points: Sequence[CurvePoint], confidence: float, power: float = POWER
+) -> dict[str, Any]:
+    """``power`` of a metric in leverage.json: from what the pairs of TELL and SFT really showed.
+
+    Seed noise and item differences are root mean squares over all pairs of arm `tell` and an SFT
+    arm at one task budget, so the answer is about a typical budget.
+    """
+    pairs = [pair for pair in _pairs(points) if len(pair[0].seeds) > 1]
+    num_seeds = min((len(tell.seeds) for tell, _ in pairs), default=0)
+    num_items = points[0].num_items
+    entry: dict[str, Any] = {
+        "confidence": confidence,
+        "power": power,
+        "num_seeds": num_seeds,
+        "num_items": num_items,
+        "smallest_difference": None,
+        "reason": None,
+    }
+    if not pairs:
+        return entry | {"reason": _NO_PAIR}
+    seed_sd = math.sqrt(
+        np.mean([(tell.scores - sft.scores).var(ddof=1) for tell, sft in pairs]) / 2
+    )
+    draws = [tell.item_draws.mean(axis=0) - sft.item_draws.mean(axis=0) for tell, sft in pairs]
+    item_sd = math.sqrt(np.mean([draw.var(ddof=1) for draw in draws]) * num_items)
+    if not math.isfinite(seed_sd + item_sd) or seed_sd + item_sd < 1e-12:
+        return entry | {"reason": _NO_SPREAD}
+    found = smallest_difference(seed_sd, item_sd, num_seeds, num_items, confidence, power)
+    return entry | {"smallest_difference": found}
+
+
+def power_before_training(
+    metric: Metric,
+    num_items: int,
+    num_seeds: int,
+    seed_sd: float | None = None,
+    *,
+    confidence: float = 0.95,
+    power: float = POWER,
+) -> dict[str, Any]:
+    """What a design can show before anything is trained.
+
+    The item part is the worst that two independent arms can have on a metric with limits: half of
+    the items at either end, in each arm other ones. Where the arms agree on items it is better.
+
+    Args:
+        metric: The metric.
+        num_items: Test items.
+        num_seeds: Seeds of each arm.
+        seed_sd: Standard deviation over seeds of one training's score, from an earlier run. None:
+            seed noise is left out, and what is found is a lower bound.
+        confidence: Coverage of the interval.
+        power: The chance to see the difference.
+
+    Returns:
+        As `measured_power`, and ``assumption``: what the number rests on.
+    """
+    entry: dict[str, Any] = {
+        "confidence": confidence,
+        "power": power,
+        "num_seeds": num_seeds,
+        "num_items": num_items,
+        "smallest_difference": None,
+        "reason": None,
+        "assumption": None,
+    }
+    if num_seeds < 2:
+        return entry | {"reason": ONE_SEED}
+    if num_items < 2:
+        return entry | {"reason": "one item: how much another would change the score is unknown"}
+    span = metric.limits[1] - metric.limits[0]
+    if not math.isfinite(span):
+        reason = f"{metric.name} has no limits: how far items scatter shows in training alone"
+        return entry | {"reason": reason}
+    if not metric.has_item_scores:
+        reason = f"{metric.name} is no mean over items: how far it scatters shows in training alone"
+        return entry | {"reason": reason}
+    found = smallest_difference(
+        seed_sd or 0.0, span / math.sqrt(2), num_seeds, num_items, confidence, power
+    )
+    items = "items scatter as widely as the metric allows"
+    if not isinstance(metric, MeanMetric):
+        items += ", and the score is near their mean"
+    seeds = (
+        "no seed noise: at least this, more with it"
+        if seed_sd is None
+        else f"seed noise of {seed_sd:.3g}"
+    )
+    return entry | {"smallest_difference": found, "assumption": f"{items}; {seeds}"}
+
+
+def _pairs(points: Sequence[CurvePoint]) -> list[tuple[CurvePoint, CurvePoint]]:
+    """Arm `tell` and each SFT arm at the same budgets, with the seeds that both have."""
+    told = [point for point in points if point.arm == "tell"]
+    plain = [point for point in points if point.arm in ("sft", "sft_matched")]
+    matched = [
+        (tell, sft)
+        for tell in told
+        for sft in plain
+        if sft.task_budget_tokens == tell.task_budget_tokens
+        and sft.general_budget_tokens in (None, tell.general_budget_tokens)
+    ]
+    shared = [(tell, sft, common_seeds([tell, sft])) for tell, sft in matched]
+    return [(tell.select(seeds), sft.select(seeds)) for tell, sft, seeds in shared]

@@ -1,0 +1,132 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tell_core.analysis.leverage import advantage
+from tell_core.analysis.power import measured_power, power_before_training, smallest_difference
+from tell_core.analysis.resampling import Resampling
+from tell_core.evaluation.metrics import build_metric
+from tell_core.spec.model import MetricSpec
+from tests.tell_core.analysis.studies import flat_point, point
+
+THOROUGH = Resampling(num_draws=2000)
+EXACT_MATCH = build_metric(MetricSpec(name="exact_match"))
+LOG_PROBABILITY = build_metric(MetricSpec(name="log_probability"))
+
+sds = st.floats(0.001, 1)
+counts = st.integers(2, 50)
+
+
+@given(sds, sds, counts, counts, st.floats(1.01, 3))
+@settings(deadline=None)
+def test_more_seeds_more_items_and_less_noise_show_less(
+    seed_sd: float, item_sd: float, num_seeds: int, num_items: int, factor: float
+) -> None:
+    found = smallest_difference(seed_sd, item_sd, num_seeds, num_items)
+
+    assert found is not None and found > 0
+    assert smallest_difference(factor * seed_sd, factor * item_sd, num_seeds, num_items) == (
+        pytest.approx(factor * found, rel=1e-6)
+    )
+    assert smallest_difference(seed_sd, item_sd, 2 * num_seeds, 2 * num_items) < found  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("num_seeds", "num_items"), [(1, 100), (3, 1), (1, 1)])
+def test_one_seed_or_one_item_shows_nothing(num_seeds: int, num_items: int) -> None:
+    assert smallest_difference(0.1, 0.1, num_seeds, num_items) is None
+
+
+@pytest.mark.parametrize(
+    ("num_seeds", "seed_sd", "item_sd"),
+    [(3, 0.1, 0.2), (3, 0.03, 0.5), (5, 0.03, 0.5), (8, 0.0, 0.5)],
+)
+def test_the_smallest_difference_is_seen_in_four_of_five_studies(
+    num_seeds: int, seed_sd: float, item_sd: float
+) -> None:
+    num_items = 80
+    difference = smallest_difference(seed_sd, item_sd, num_seeds, num_items)
+    assert difference is not None
+    generator = np.random.default_rng(0)
+
+    def is_seen() -> bool:
+        def noise() -> np.ndarray:
+            return generator.normal(0, seed_sd, (num_seeds, 1)) + np.zeros((1, num_items))
+
+        own = difference + generator.normal(0, item_sd, num_items)
+        tell = point("tell", 100, own + noise(), resampling=THOROUGH)
+        low = advantage(tell, [[point("sft", 100, noise(), resampling=THOROUGH)]], THOROUGH).low
+        return low is not None and low > 0
+
+    seen = np.mean([is_seen() for _ in range(300)])
+
+    assert seen == pytest.approx(0.8, abs=0.07)
+
+
+def test_what_was_measured_is_what_was_simulated() -> None:
+    generator = np.random.default_rng(0)
+    points = [
+        point(arm, budget, generator.normal(0, 0.1, (6, 1)) + generator.normal(0, 0.4, (1, 200)))
+        for budget in range(100, 2000, 100)
+        for arm in ("tell", "sft")
+    ]
+
+    found = measured_power(points, 0.95)
+
+    expected = smallest_difference(0.1, 0.4 * 2**0.5, 6, 200)
+    assert found["smallest_difference"] == pytest.approx(expected, rel=0.15)
+    assert (found["num_seeds"], found["num_items"], found["power"]) == (6, 200, 0.8)
+
+
+@given(st.integers(1, 3), st.sampled_from([0.0, 0.4, float("nan")]), st.booleans())
+@settings(max_examples=20, deadline=None)
+def test_constant_zero_and_lonely_arms_have_no_measured_power(
+    num_seeds: int, score: float, has_sft: bool
+) -> None:
+    arms = ("tell", "sft") if has_sft else ("tell",)
+
+    found = measured_power([flat_point(arm, 100, score, num_seeds) for arm in arms], 0.95)
+
+    assert found["smallest_difference"] is None and found["reason"]
+    json.dumps(found, allow_nan=False)
+
+
+def test_before_training_items_scatter_as_widely_as_the_metric_allows() -> None:
+    found = power_before_training(EXACT_MATCH, 200, 3, seed_sd=0.02)
+
+    expected = smallest_difference(0.02, 0.5**0.5, 3, 200)
+    assert found["smallest_difference"] == pytest.approx(expected)
+    assert found["reason"] is None and "0.02" in found["assumption"]
+
+
+def test_a_score_that_is_no_mean_of_items_is_said_to_be_taken_for_one() -> None:
+    found = power_before_training(build_metric(MetricSpec(name="slot_f1")), 200, 3)
+
+    assert found["smallest_difference"] > 0 and "near their mean" in found["assumption"]
+
+
+def test_without_seed_noise_it_is_said_to_be_a_bound() -> None:
+    found = power_before_training(EXACT_MATCH, 200, 3)
+
+    expected = smallest_difference(0.0, 0.5**0.5, 3, 200)
+    assert found["smallest_difference"] == pytest.approx(expected)
+    assert "at least" in found["assumption"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "num_items", "num_seeds", "reason"),
+    [
+        (LOG_PROBABILITY, 200, 3, "no limits"),
+        (build_metric(MetricSpec(name="macro_f1")), 200, 3, "no mean over items"),
+        (EXACT_MATCH, 200, 1, "one seed"),
+        (EXACT_MATCH, 1, 3, "one item"),
+    ],
+)
+def test_where_nothing_can_be_said_there_is_a_reason(
+    metric, num_items: int, num_seeds: int, reason: str
+) -> None:  # type: ignore[no-untyped-def]
+    found = power_before_training(metric, num_items, num_seeds)
+
+    assert found["smallest_difference"] is None and reason in found["reason"]
