@@ -137,7 +137,8 @@ def test_the_served_answers_equal_those_of_the_evaluation(root: Path):
 def test_a_finished_run_is_recognised_until_a_byte_changes(root: Path, spec_file: Path):
     spec = load_spec(spec_file)
     assert is_finished(spec, root, tracked_at=tracking_uri(root))
-    victim = next((root / "stages").glob("train-*/log.jsonl"))
+    cells = read_json(root / "manifest.json")["cells"]
+    victim = root / "stages" / cells["tell-t200-g800-s0"]["train"] / "log.jsonl"
     content = victim.read_bytes()
 
     victim.write_bytes(content[:-2] + b" }")
@@ -178,7 +179,7 @@ def test_a_failure_without_tracking_leaves_the_recorded_run_alone(
     record = read_record(root)
     assert record is not None
 
-    def fail(*_arguments: object) -> None:
+    def fail(*_arguments: object, **_options: object) -> None:
         raise StoreError("planted")
 
     monkeypatch.setattr("flows.experiment.run_cells", fail)
