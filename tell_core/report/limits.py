@@ -39,6 +39,7 @@ _KEPT_OVERLAP = {
 def limits(run: RunFiles) -> Section:
     """List the limits that follow from this run's own files."""
     found = [
+        *_adaptive_limits(run),
         *_seed_limits(run),
         *_item_limits(run),
         *_scope_limits(run),
@@ -57,6 +58,8 @@ def reproduce(run: RunFiles) -> Section:
     if commands := manifest.get("commands"):
         blocks += [Text("Run again:"), Code("\n".join(_command_lines(commands)))]
     blocks.append(Facts(tuple(_identity_facts(run))))
+    if adaptive := manifest.get("adaptive"):
+        blocks.append(Fold("How the cells were chosen", (_rounds(adaptive),)))
     versions: Json = manifest.get("versions") or {}
     rows = tuple((Entry(name), Entry(str(value or MISSING))) for name, value in versions.items())
     blocks.append(Fold("Versions", (Table("Versions", ("Package", "Version"), rows),)))
@@ -66,6 +69,28 @@ def reproduce(run: RunFiles) -> Section:
     if run.spec_text:
         blocks.append(Fold("The resolved specification", (Code(run.spec_text),)))
     return Section("reproduce", "How to reproduce", blocks)
+
+
+def _rounds(adaptive: Json) -> Table:
+    """Return a table of an adaptive run's rounds, and what it left out."""
+    rows = [
+        (Entry(str(number)), Entry(step["reason"]), Entry(", ".join(step["cells"])))
+        for number, step in enumerate(adaptive["rounds"], start=1)
+    ]
+    left_out = ", ".join(adaptive["left_out"]) or "nothing"
+    rows.append((Entry("–"), Entry("left out of the full grid"), Entry(left_out)))
+    return Table("Rounds of the adaptive run", ("Round", "Why", "Cells"), tuple(rows))
+
+
+def _adaptive_limits(run: RunFiles) -> Iterator[str]:
+    adaptive: Json = run.manifest.get("adaptive") or {}
+    if adaptive:
+        yield (
+            f"An adaptive run: {plural(len(adaptive['left_out']), 'cell')} of the full grid"
+            " were left out because they did not seem to matter to where leverage ends, and seeds"
+            " were added until an interval excluded 1, which overstates ratios a little. Budgets"
+            " with one seed have no interval. “How to reproduce” lists what was run and why."
+        )
 
 
 def _seed_limits(run: RunFiles) -> Iterator[str]:

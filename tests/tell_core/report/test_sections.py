@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from tell_core.analysis.sentences import forecast_sentences
 from tell_core.report.blocks import Block, Bullets, Fold, Section, Table, Text, charts_of
 from tell_core.report.forecast import forecast
 from tell_core.report.leverage import leverage
+from tell_core.report.limits import limits, reproduce
 from tell_core.report.price import price
 from tell_core.report.reading import RunFiles, read_run
 from tell_core.report.uncertainty import uncertainty
@@ -32,6 +34,21 @@ def test_every_forecast_sentence_of_the_analysis_is_on_the_page(run: RunFiles) -
     found = [item for block in _flat(section.blocks) if isinstance(block, Bullets)
              for item in block.items]  # fmt: skip
     assert sorted(found) == sorted(forecast_sentences(run.forecast, run.leverage))
+
+
+def test_an_adaptive_run_says_what_it_left_out_and_why_it_ran_the_rest(run: RunFiles) -> None:
+    step = {"reason": "one seed at the middle", "cells": ["tell-t8-s0"]}
+    record = {"rounds": [step], "left_out": ["tell-t8-s1", "tell-t8-s2"]}
+    adaptive = replace(run, manifest={**run.manifest, "adaptive": record})
+
+    (bullets,) = limits(adaptive).blocks
+    table = _table(reproduce(adaptive), "Rounds of the adaptive run")
+
+    assert isinstance(bullets, Bullets)
+    assert "2 cells of the full grid were left out" in bullets.items[0]
+    assert [entry.text for entry in table.rows[0]][1:] == ["one seed at the middle", "tell-t8-s0"]
+    assert table.rows[-1][2].text == "tell-t8-s1, tell-t8-s2"
+    assert not any("adaptive" in item for item in limits(run).blocks[0].items)
 
 
 def test_calibration_is_stated_for_every_metric(run: RunFiles) -> None:
