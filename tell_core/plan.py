@@ -1,10 +1,13 @@
 """What an experiment will do, before it does it: cells, exact tokens, steps, time and disk."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from tell_core.analysis.power import power_before_training
+from tell_core.analysis.summary import LEVERAGE_FILE
 from tell_core.cost import Cost, estimate_cost, num_parameters
 from tell_core.data.mixtures import plan_cell
 from tell_core.data.pools import open_pools
@@ -13,6 +16,7 @@ from tell_core.pipeline import Stage, check_references_of, context_of, renderer_
 from tell_core.spec.arms import parse_arm
 from tell_core.spec.cells import Cell, plan_cells, tuning_cells
 from tell_core.spec.model import ExperimentSpec
+from tell_core.store import read_json
 from tell_core.training.models import check_weights, resolve_model
 
 
@@ -102,11 +106,26 @@ def power_of(spec: ExperimentSpec, curated: Stage) -> dict[str, dict[str, Any]]:
     confidence = spec.analysis.confidence
     return {
         metric.name: power_before_training(
-            metric, num_items, len(spec.seeds), confidence=confidence
+            metric,
+            num_items,
+            len(spec.seeds),
+            measured_seed_sd(curated.root, metric.name),
+            confidence=confidence,
         )
         for metric in build_metrics(spec.evaluation)
         if metric.items == "test"
     }
+
+
+def measured_seed_sd(root: Path, metric: str) -> float | None:
+    """Spread of a score over seeds in an earlier run of this directory, or None.
+
+    The root mean square over its cells, so that it is about a typical budget.
+    """
+    path = root / LEVERAGE_FILE
+    entry = read_json(path)["metrics"].get(metric) if path.exists() else None
+    found = [row["seed_sd"] for row in (entry or {}).get("variance", ()) if row["seed_sd"]]
+    return math.sqrt(sum(sd**2 for sd in found) / len(found)) if found else None
 
 
 def plan_rows(plan: Plan) -> list[dict[str, Any]]:
