@@ -39,6 +39,8 @@ slow: setup
 	$(BIN)/pytest -m slow
 
 bench: setup
+	$(BIN)/python benchmarks/bootstrap.py
+	$(BIN)/python benchmarks/adaptive.py
 	$(BIN)/python benchmarks/orchestration_overhead.py
 
 clean:

@@ -10,7 +10,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from tasks.progress import announce_total
 from tasks.stages import choose_round, run_cell, tune_arm
-from tell_core.analysis.adaptive import Round
+from tell_core.analysis.adaptive import Round, contest
 from tell_core.errors import TellError
 from tell_core.lanes import num_lanes, open_lanes, stop_lanes
 from tell_core.pipeline import CellOutcome, Stage
@@ -44,14 +44,15 @@ def cells_flow(
     spec: ExperimentSpec, curated: Stage, is_adaptive: bool
 ) -> tuple[list[CellOutcome], dict[str, Any], list[Round]]:
     """Submit the tuning of every arm, wait, then submit the cells, round by round."""
-    comparisons = tuning_cells(spec)
+    compared = contest(spec) if is_adaptive else spec
+    comparisons = tuning_cells(compared)
     rounds: list[Round] = []
     outcomes: list[CellOutcome] = []
     try:
         announce_total(len(comparisons) + (0 if is_adaptive else len(plan_cells(spec))))
         tables = gather([tune_arm.submit(spec, cell, curated) for cell in comparisons])
         tuning = {cell.arm: table for cell, table in zip(comparisons, tables, strict=True)}
-        while step := _next(spec, outcomes, is_adaptive=is_adaptive):
+        while step := _next(compared, outcomes, is_adaptive=is_adaptive):
             rounds.append(step)
             announce_total(sum(len(step.cells) for step in rounds) + len(comparisons))
             outcomes += gather([run_cell.submit(spec, c, curated, tuning) for c in step.cells])

@@ -9,6 +9,7 @@ from functools import wraps
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any, ParamSpec
 
 import typer
@@ -125,7 +126,9 @@ def plan(
     for name, power in planned["power"].items():
         print(_power_line(name, power))
     if hours is not None:
-        _print_designs(planned, spec)
+        given = [f"--set {quote(setting)}" for setting in settings or []]
+        given += [f"--out {quote(str(out))}"] if out else []
+        _print_designs(planned, " ".join(["tell run", quote(str(spec)), *given]))
 
 
 def _power_line(metric: str, power: dict[str, Any]) -> str:
@@ -138,7 +141,7 @@ def _power_line(metric: str, power: dict[str, Any]) -> str:
     )
 
 
-def _print_designs(planned: dict[str, Any], spec: Path) -> None:
+def _print_designs(planned: dict[str, Any], command: str) -> None:
     print()
     _print_table(planned["designs"])
     if planned["settings"] is None:
@@ -146,9 +149,9 @@ def _print_designs(planned: dict[str, Any], spec: Path) -> None:
         print(f"nothing fits into {planned['hours']:g} h: the smallest part takes {least:.2g} h")
         return
     left_out = ", ".join(planned["left_out"]) or "nothing"
-    arguments = " ".join(f"--set '{setting}'" for setting in planned["settings"])
+    arguments = " ".join(f"--set {quote(setting)}" for setting in planned["settings"])
     print(f"fits into {planned['hours']:g} h; leaves out: {left_out}")
-    print(f"tell run {spec} {arguments}")
+    print(f"{command} {arguments}")
 
 
 @app.command()

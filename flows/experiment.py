@@ -53,13 +53,13 @@ def run_experiment(
     open_run(spec, root)
     with sole_owner(root):
         write_spec(spec, root)
-        return _run(contest(spec) if adaptive else spec, root, track, adaptive)
+        return _run(spec, root, track, adaptive)
 
 
 def _run(spec: ExperimentSpec, root: Path, track: bool, is_adaptive: bool) -> dict[str, Any]:
     curated = value_of(curate(spec, root))
     show_curation(curated)
-    show_plan(make_plan(spec, curated))
+    show_plan(make_plan(contest(spec) if is_adaptive else spec, curated))
     record = open_experiment(spec, root, curated) if track else None
     uri = None
     try:

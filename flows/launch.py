@@ -38,7 +38,8 @@ def launch_experiment(
 ) -> dict[str, Any]:
     """Run an experiment, or find that it is finished; returns the answer and where things are."""
     spec, root = _open(spec_file, settings, out)
-    spec = contest(spec) if is_adaptive else spec
+    if is_adaptive:
+        contest(spec)  # says what is missing before a server is started
     tracked_at = tracking_uri(root) if is_tracked else None
     if not is_finished(spec, root, tracked_at=tracked_at, is_adaptive=is_adaptive):
         with _orchestrated(root) as begin:

@@ -48,6 +48,11 @@ class Design:
             f"seeds={list(self.spec.seeds)}",
             f"budgets.task_tokens={list(budgets.task_tokens)}",
             *([f"budgets.general_tokens={list(budgets.general_tokens)}"] * bool(self.spec.general)),
+            *(
+                [f"tuning.task_tokens={self.spec.tuning.task_tokens}"]
+                if self.spec.training.is_tuned
+                else []
+            ),
         )
 
 
@@ -56,8 +61,11 @@ def designs(spec: ExperimentSpec, plan: Plan) -> list[Design]:
 
     Args:
         spec: The experiment.
-        plan: Its plan; every part's cells are among those of the whole, so nothing is drawn anew.
+        plan: Its plan; every part's cells are among those of the whole, tuning at the same budget.
     """
+    if spec.training.is_tuned:  # a default tuning budget would move with the budgets left out
+        tuning = spec.tuning.model_copy(update={"task_tokens": spec.tuning_budget_tokens})
+        spec = spec.model_copy(update={"tuning": tuning})
     found = [_design(spec, (), plan)]
     for part, left_out in _smaller(spec):
         found.append(_design(part, (*found[-1].left_out, left_out), plan))

@@ -183,6 +183,7 @@ def write_results(
     manifest = _manifest(spec, curated, outcomes, tuning)
     if rounds:
         manifest["adaptive"] = _adaptive_record(spec, rounds)
+        manifest["commands"] = [f"{command} --adaptive" for command in manifest["commands"]]
     write_json(root / "manifest.json", manifest)
     return root / "results.parquet"
 

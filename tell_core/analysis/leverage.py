@@ -32,7 +32,6 @@ from tell_core.analysis.resampling import FloatArray, Resampling, interval
 Censored = Literal["none", "above", "below", "undefined"]
 Curve = Sequence[CurvePoint]
 
-BASELINES = ("sft", "sft_matched", "best")
 _BISECTIONS = 40  # locates a point inside a piece to 1e-12 of its length
 
 

@@ -166,15 +166,33 @@ def verdict_sentence(leverage: Mapping[str, Any]) -> list[str]:
     by_general = entry.get("arms", {}).get("tell", {})
     if not any(by_general.values()):
         return [_nothing_to_say(leverage, entry, metric)]
-    baseline = _baseline_words(leverage["baselines"])
+    baseline = baseline_words(leverage["baselines"])
     sentences = []
     for budget, rows in by_general.items():
         best = [row for row in rows if row["baseline"] == BEST]
         if len(by_general) > 1:
             sentences.append(f"General budget {count(int(budget))} tokens:")
         sentences += [_sentence(row, metric, baseline) for row in best]
-        sentences.append(_crossing_sentence(best))
+        sentences.append(" ".join([_crossing_sentence(best), *_holm_sentence(best)]))
     return sentences
+
+
+def _holm_sentence(rows: Sequence[Entry]) -> list[str]:
+    """At which budgets the difference of scores stands when all comparisons are allowed for."""
+    tested = [row for row in rows if row.get("p_holm") is not None]
+    if len(tested) < 2:
+        return []
+    alpha = 1 - tested[0]["confidence"]
+    held = [
+        count(row["task_budget_tokens"])
+        for row in tested
+        if row["p_holm"] <= alpha and row["advantage"]["difference"] > 0
+    ]
+    where = f"at {', '.join(held)} task tokens" if held else "at none of them"
+    return [
+        f"Each interval stands for its budget alone; allowing for all {len(tested)} comparisons"
+        f" (Holm), TELL's score is shown to be higher {where}."
+    ]
 
 
 def _metric_entry(
@@ -249,9 +267,10 @@ def _nothing_to_say(leverage: Mapping[str, Any], entry: Entry, metric: str) -> s
     return f"Leverage is undefined: it compares arms tell and sft, and {missing} was not run."
 
 
-def _baseline_words(baselines: Sequence[str]) -> str:
+def baseline_words(baselines: Sequence[str]) -> str:
+    """The SFT arms of a run as one baseline, in words."""
     named = [ARM_WORDS[name] for name in baselines if name in SFT_ARMS]
-    return named[0] if len(named) == 1 else f"the better of {' and '.join(named)}"
+    return f"the better of {' and '.join(named)}" if len(named) > 1 else "".join(named) or "SFT"
 
 
 def _sentence(row: Entry, metric: str, baseline: str) -> str:

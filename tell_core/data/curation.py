@@ -1,8 +1,9 @@
 """Curation: from sources to clean corpora, everything set aside accounted for.
 
-Read, remove the task's constant prefix, remove duplicates and what stands in more than one of test,
-dev, task and general data, render and count tokens, set aside what is too long, carve out dev and
-held-out examples, write.
+Read, remove the task's constant prefix, filter general data, remove duplicates and what stands in
+more than one of test, dev, task and general data, render and count tokens, set aside what is too
+long, remove near-duplicates and what holds pieces of test items, carve out dev and held-out
+examples, write.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +15,15 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from tell_core.data.anchors import Anchor, apply_anchor, resolve_anchor, with_num_tokens
+from tell_core.data.contamination import create_contamination_tables, find_contamination
 from tell_core.data.corpus import example_from_row, parse_extra
+from tell_core.data.filters import chosen_filters, measure_unfit
+from tell_core.data.near_duplicates import (
+    create_near_duplicate_tables,
+    find_near_duplicates,
+    index_words,
+    settle_near_duplicates,
+)
 from tell_core.data.overlap import find_overlap, index_prompts
 from tell_core.data.profile import profile_source
 from tell_core.data.reading import Layout, read_source
@@ -32,7 +41,7 @@ from tell_core.data.workspace import (
 )
 from tell_core.errors import AnchorError, DataError, StoreError
 from tell_core.spec.identity import file_digest
-from tell_core.spec.model import ExperimentSpec
+from tell_core.spec.model import CurationSpec, ExperimentSpec
 from tell_core.store import explain_disk_errors, write_json
 
 Progress = Callable[[str, int, int], None]
@@ -75,13 +84,16 @@ def curate(
     Duplicates are exact copies within the task's training data, and within general data across
     its sources; the first in the order of sources stays. An example is too long when it has more
     than `curation.max_tokens` tokens with the anchor prompt on it; general examples are measured
-    with the anchor's length too, so that all arms draw from the same pool.
+    with the anchor's length too, so that all arms draw from the same pool. Among what is short
+    enough, near-duplicates are looked for (`settle_near_duplicates`), then pieces of test and
+    retention items (`find_contamination`).
 
     Args:
         spec: The experiment.
         tokenizer: Tokenizer of the base model.
         out: Existing directory for ``task_train.parquet`` and its siblings, ``rejects.parquet``,
-            ``overlap.parquet``, ``anchor.json`` and ``profile.json``.
+            ``overlap.parquet``, ``flagged.parquet``, ``near_duplicates.parquet``,
+            ``anchor.json`` and ``profile.json``.
         on_progress: Called with the step's name, units done and units in all.
 
     Returns:
@@ -99,15 +111,18 @@ def curate(
         layouts = _read(connection, sources, report)
         anchor = _settle_anchor(connection, spec, renderer)
         _identify(connection)
+        _reject_unfit(connection, spec.curation)
         if spec.curation.drop_duplicates:
             _reject_duplicates(connection)
         index_prompts(connection, anchor.own_instruction)
         find_overlap(connection, drop=spec.curation.drop_overlap)
         _encode(connection, renderer, anchor, report)
         _reject_too_long(connection, spec.curation.max_tokens)
+        _compare(connection, spec.curation, report)
         _require_parts(connection, sources)
         _carve(connection, spec)
         find_overlap(connection, drop=spec.curation.drop_overlap)  # of train with carved dev items
+        _settle_near_duplicates(connection, spec.curation)
         _require_parts(connection, sources)
         report("write", 0, 1)
         _write(connection, out)
@@ -170,7 +185,7 @@ def _strip_prefix(connection: duckdb.DuckDBPyConnection, prefix: str) -> None:
     )
     _reject(
         connection,
-        "select id, 'empty_prompt', 'nothing follows the constant beginning of the prompt'"
+        "select id, 'empty_prompt', 'nothing follows the constant beginning of the prompt', null"
         f" from examples where part like 'task_%' and not regexp_matches(prompt, {HAS_INK})",
     )
 
@@ -184,11 +199,18 @@ def _identify(connection: duckdb.DuckDBPyConnection) -> None:
     )
 
 
+def _reject_unfit(connection: duckdb.DuckDBPyConnection, curation: CurationSpec) -> None:
+    filters = chosen_filters(curation)
+    if filters:
+        measure_unfit(connection, filters)
+        _reject(connection, "select id, reason, detail, value from unfit_general")
+
+
 def _reject_duplicates(connection: duckdb.DuckDBPyConnection) -> None:
     _reject(
         connection,
         """
-        select id, 'duplicate', 'same as ' || first_file || ', line ' || first_line from (
+        select id, 'duplicate', 'same as ' || first_file || ', line ' || first_line, null from (
             select id, first_value(id) over same as first_id,
                 first_value(file) over same as first_file, first_value(line) over same as first_line
             from examples where part in ('task_train', 'general')
@@ -199,10 +221,10 @@ def _reject_duplicates(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 def _reject(connection: duckdb.DuckDBPyConnection, query: str) -> None:
-    """Set aside the examples of a query of (id, reason, detail)."""
-    connection.execute(f"create or replace temp table unfit (id, reason, detail) as {query}")
+    """Set aside the examples of a query of (id, reason, detail, measured value)."""
+    connection.execute(f"create or replace temp table unfit (id, reason, detail, value) as {query}")
     connection.execute(
-        "insert into rejects by name select source_id, file, line, reason, detail,"
+        "insert into rejects by name select source_id, file, line, reason, detail, value,"
         " substring(prompt, 1, ?) as text from examples join unfit using (id)",
         [REJECT_TEXT_CHARACTERS],
     )
@@ -266,7 +288,35 @@ def _reject_too_long(connection: duckdb.DuckDBPyConnection, max_tokens: int) -> 
     _reject(
         connection,
         "select id, 'too_long', num_anchored_tokens || ' tokens with the anchor prompt, at most"
-        f" {max_tokens} allowed' from encoded where num_anchored_tokens > {max_tokens}",
+        f" {max_tokens} allowed', num_anchored_tokens from encoded"
+        f" where num_anchored_tokens > {max_tokens}",
+    )
+
+
+def _compare(
+    connection: duckdb.DuckDBPyConnection, curation: CurationSpec, report: Progress
+) -> None:
+    """Remove near-duplicates, then what holds long pieces of test or retention items."""
+    similarity, share = curation.near_duplicate_similarity, curation.overlap_ngram_share
+    create_near_duplicate_tables(connection)
+    create_contamination_tables(connection)
+    report("compare", 0, 2)
+    if similarity is not None or share is not None:
+        store, id_of = index_words(connection)
+    if similarity is not None:
+        find_near_duplicates(connection, store, id_of, similarity)
+        _settle_near_duplicates(connection, curation)
+    report("compare", 1, 2)
+    if share is not None:
+        find_contamination(connection, store, id_of, share, drop=curation.drop_overlap)
+    report("compare", 2, 2)
+
+
+def _settle_near_duplicates(connection: duckdb.DuckDBPyConnection, curation: CurationSpec) -> None:
+    settle_near_duplicates(
+        connection,
+        drop_duplicates=curation.drop_duplicates,
+        drop_overlap=curation.drop_overlap,
     )
 
 
@@ -340,15 +390,30 @@ def _write(connection: duckdb.DuckDBPyConnection, out: Path) -> None:
         )
     _copy(
         connection,
-        "select name as source, file, line, reason, detail, text from rejects"
+        "select name as source, file, line, reason, detail, value, text from rejects"
         " join sources using (source_id) order by source_id, file, line",
         out / "rejects.parquet",
     )
     _copy(
         connection,
         "select name as source, file, line, example_id, against, matched_source, matched_line,"
-        " matched, text, dropped from overlap join sources using (source_id) order by id",
+        " matched, text, matched_text, dropped from overlap join sources using (source_id)"
+        " order by id",
         out / "overlap.parquet",
+    )
+    _copy(
+        connection,
+        "select name as source, file, line, example_id, against, matched_source, matched_file,"
+        " matched_line, share, num_runs, text, matched_text from flagged"
+        " join sources using (source_id) order by id",
+        out / "flagged.parquet",
+    )
+    _copy(
+        connection,
+        "select dense_rank() over (order by kept_id) as cluster, source, file, line, example_id,"
+        " part, kept_source, kept_file, kept_line, kept_example_id, kept_part, similarity, text,"
+        " kept_text, dropped from near_duplicates order by kept_id, id",
+        out / "near_duplicates.parquet",
     )
 
 

@@ -5,7 +5,12 @@ import hashlib
 import duckdb
 import pyarrow as pa
 
-from tell_core.data.workspace import REJECT_TEXT_CHARACTERS, insert_table, stream_batches
+from tell_core.data.workspace import (
+    EVIDENCE_CHARACTERS,
+    REJECT_TEXT_CHARACTERS,
+    insert_table,
+    stream_batches,
+)
 
 _BATCH_ROWS = 8192
 
@@ -47,9 +52,9 @@ def find_overlap(connection: duckdb.DuckDBPyConnection, *, drop: bool) -> None:
         drop: Whether matching examples leave `examples` for `rejects`, as ``test_overlap``,
             ``retention_overlap``, ``dev_overlap`` or ``task_overlap``.
     """
-    connection.execute(_FIND, [REJECT_TEXT_CHARACTERS, drop])
+    connection.execute(_FIND, [EVIDENCE_CHARACTERS, drop])
     if drop:
-        connection.execute(_REJECT)
+        connection.execute(_REJECT, [REJECT_TEXT_CHARACTERS])
         connection.execute("delete from examples where id in (select id from overlap)")
 
 
@@ -64,7 +69,7 @@ insert into places values
 create table overlap (
     id bigint, source_id integer, file varchar, line bigint, example_id varchar, against varchar,
     matched_file varchar, matched_source varchar, matched_line bigint, matched varchar,
-    text varchar, dropped boolean);
+    text varchar, matched_text varchar, dropped boolean);
 """
 
 _FIND = """
@@ -76,7 +81,8 @@ select e.id, e.source_id, e.file, e.line, e.example_id, m.part as against,
     m.file as matched_file, m.source as matched_source, m.line as matched_line,
     case when k.response_key = mk.response_key then 'prompt_and_response' else 'prompt' end
         as matched,
-    substring(e.prompt, 1, $1) as text, $2 as dropped
+    substring(e.prompt || chr(10) || e.response, 1, $1) as text,
+    substring(m.prompt || chr(10) || m.response, 1, $1) as matched_text, $2 as dropped
 from prompt_keys k
     join prompt_keys mk on mk.prompt_key = k.prompt_key and k.is_bare and mk.id <> k.id
     join placed e on e.id = k.id
@@ -89,7 +95,8 @@ qualify row_number() over (
 _REJECT = """
 insert into rejects by name
 select o.source_id, o.file, o.line, p.reason,
-    o.matched || ' of ' || o.matched_file || ', line ' || o.matched_line as detail, o.text
+    o.matched || ' of ' || o.matched_file || ', line ' || o.matched_line as detail,
+    substring(o.text, 1, ?) as text
 from overlap o join places p on p.part = o.against
 where o.id in (select id from examples)
 """

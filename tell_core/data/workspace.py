@@ -16,9 +16,12 @@ create table examples (
     id bigint, source_id integer, part varchar, file varchar, line bigint, system varchar,
     history varchar, prompt varchar, response varchar, extra varchar);
 create table rejects (
-    source_id integer, file varchar, line bigint, reason varchar, detail varchar, text varchar);
+    source_id integer, file varchar, line bigint, reason varchar, detail varchar, value double,
+    text varchar);
 """
 REJECT_TEXT_CHARACTERS = 500
+EVIDENCE_CHARACTERS = 4000
+"""Longest text kept of two examples that are to be compared by eye."""
 HAS_INK = r"'[^\s\v\p{Z}]'"
 """SQL pattern of a text that is not all white space, Unicode's included."""
 
@@ -37,6 +40,13 @@ def open_workspace(directory: Path) -> Iterator[duckdb.DuckDBPyConnection]:
             yield connection
         finally:
             connection.close()
+
+
+def spill_directory(connection: duckdb.DuckDBPyConnection) -> Path:
+    """Where the workspace keeps what does not fit into memory; gone when it ends."""
+    path = Path(fetch_one(connection, "select current_setting('temp_directory')"))
+    path.mkdir(exist_ok=True)
+    return path
 
 
 def insert_table(connection: duckdb.DuckDBPyConnection, table: str, rows: pa.Table) -> None:

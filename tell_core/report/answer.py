@@ -5,7 +5,7 @@ from functools import partial
 
 from matplotlib.figure import Figure
 
-from tell_core.analysis.summary import verdict_sentence
+from tell_core.analysis.summary import baseline_words, verdict_sentence
 from tell_core.report import figures
 from tell_core.report.axes import Size
 from tell_core.report.blocks import (
@@ -52,7 +52,9 @@ def answer(run: RunFiles) -> Section:
     """Say first what the run found, in plain words, with the one figure that shows it."""
     blocks: list[Block] = [Text(verdict(run), tone="lead")]
     if tiles := _leverage_tiles(run):
-        blocks += [Text(_TILES_INTRO, "note"), tiles]
+        against = baseline_words((run.leverage or {}).get("baselines") or ())
+        intro = f"Leverage ratio by task budget, against {against}, with its interval:"
+        blocks += [Text(intro, "note"), tiles]
     chart = main_chart(run)
     blocks.append(chart or missing("No scores were found in this run, so there is no figure."))
     blocks += _in_words(run)
@@ -182,9 +184,6 @@ def describe_counts(run: RunFiles) -> str:
     )
 
 
-_TILES_INTRO = (
-    "Leverage ratio by task budget, against the better of SFT and SFT matched, with its interval:"
-)
 _GLOSSARY = (
     ("Task budget", "Upper bound on task tokens, counted before the anchor prompt is added."),
     ("General budget", "Upper bound on tokens of general instruction data mixed in."),

@@ -10,8 +10,9 @@ from tell_core.report.figures import Level, LeveragePoint, Point, Reach, Series
 from tell_core.report.formats import as_number, format_ratio, leverage_bound
 from tell_core.report.palette import style_of
 from tell_core.report.reading import Json, RunFiles
+from tell_core.spec.arms import SFT_ARMS
 
-BASELINES = ("sft", "sft_matched", "best")
+BASELINES = (*SFT_ARMS, "best")
 NO_LEVERAGE = (
     "No leverage was analysed in this run (leverage.json is missing): the analysis needs the arms "
     "sft and tell at shared task budgets."

@@ -23,6 +23,7 @@ from tell_core.report.formats import (
 )
 from tell_core.report.palette import Palette
 from tell_core.report.reading import CellRecord, Json, RunFiles
+from tell_core.spec.arms import SFT_ARMS
 
 _VERDICT_COLUMNS = tuple(verdict.capitalize() for verdict in VERDICTS)
 MAX_HEAT_ROWS = 120
@@ -165,7 +166,7 @@ def _small_multiples(shown: Sequence[CellRecord], cells: dict[str, Json]) -> Cha
     lead = next((cell for cell in shown if cell.arm == "tell"), shown[0] if shown else None)
     if lead is None:
         return None
-    others = [cell for cell in shown if cell.arm in ("sft", "sft_matched")]
+    others = [cell for cell in shown if cell.arm in SFT_ARMS]
     chosen = _chosen_items(cells[lead.name]["items"])
     panels = [(_item_title(item), _lines_of(item, (lead, *others), cells)) for item in chosen]
     panels = [(title, lines) for title, lines in panels if lines]

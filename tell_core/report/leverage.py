@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 
+from tell_core.analysis.summary import baseline_words
 from tell_core.report import figures
 from tell_core.report.blocks import (
     Block,
@@ -53,7 +54,7 @@ def leverage(run: RunFiles) -> Section:
     blocks: list[Block] = [Text(_LEVERAGE_INTRO)]
     charts = [chart for metric in metrics(run) for chart in _leverage_panels(run, metric)]
     if charts:
-        blocks.append(Panels(tuple(charts[:MAX_PANELS]), _LEVERAGE_CAPTION))
+        blocks.append(Panels(tuple(charts[:MAX_PANELS]), _caption(run)))
     else:
         blocks.append(missing("No leverage ratio or bound could be determined; reasons below."))
     for metric in metrics(run):
@@ -193,16 +194,20 @@ def _tokens(budget: str) -> str:
     return format_count(int(budget)) if budget.isdigit() else MISSING
 
 
+def _caption(run: RunFiles) -> str:
+    against = baseline_words((run.leverage or {}).get("baselines") or ())
+    return (
+        f"Against {against}. Bars: paired intervals over seeds (Student's t) and items (bootstrap),"
+        " with an arrow where they are unbounded. Hollow markers: bounds. The line at 1×: no"
+        " leverage."
+    )
+
+
 _LEVERAGE_INTRO = (
     "The leverage ratio is the number of task tokens SFT needs for the score an arm reaches with "
     "its task budget, divided by that budget. Above 1 the arm saves task data; at 1 it saves none; "
     "below 1 plain SFT is the better use of the same data. Scores are never extrapolated: beyond "
     "the SFT curve there is only a bound."
-)
-_LEVERAGE_CAPTION = (
-    "Against the better of SFT and SFT matched. Bars: intervals from a paired bootstrap over seeds "
-    "and items, with an arrow where they are unbounded. Hollow markers: bounds. The line at 1×: "
-    "no leverage."
 )
 _P_NOTE = (
     "p: two-sided, of the difference in the line. p (Holm): the same, corrected for all arms and "

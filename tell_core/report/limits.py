@@ -87,9 +87,9 @@ def _adaptive_limits(run: RunFiles) -> Iterator[str]:
     if adaptive:
         yield (
             f"An adaptive run: {plural(len(adaptive['left_out']), 'cell')} of the full grid"
-            " were left out because they did not seem to matter to where leverage ends, and seeds"
-            " were added until an interval excluded 1, which overstates ratios a little. Budgets"
-            " with one seed have no interval. “How to reproduce” lists what was run and why."
+            " were left out because they did not seem to matter to where leverage ends. The budget"
+            " was chosen by a seed that is used again, which overstates ratios by a few percent;"
+            " budgets with one seed have no interval. “How to reproduce” says what was run and why."
         )
 
 

@@ -2,6 +2,7 @@
 
 from base64 import b64encode
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
@@ -12,7 +13,7 @@ from markupsafe import Markup
 
 from tell_core.errors import StoreError
 from tell_core.report.answer import answer, describe_counts, verdict
-from tell_core.report.blocks import Chart, Section, charts_of
+from tell_core.report.blocks import Chart, Section, charts_of, missing
 from tell_core.report.carried import carried_json
 from tell_core.report.emergence import emergence
 from tell_core.report.evidence import curation, ledger, prompts, shuffle
@@ -50,15 +51,20 @@ _SECTIONS: tuple[Callable[[RunFiles], Section], ...] = (
     limits,
     reproduce,
 )
+_LEFT_OUT_FIRST = (emergence, predictions, prompts, curation, shuffle, ledger, uncertainty)
+_LEFT_OUT = (
+    "Left out, for with it this page would be larger than 5 MB. Its figures are in figures/ of the"
+    " run directory, its numbers in the files beside."
+)
 
 
 def write_report(run: Path) -> Path:
     """Draw ``report.html`` and ``figures/`` of a run directory from its files, replacing old ones.
 
-    The page holds everything it shows, needs no network, and is at most 5 MB; single items are
-    left out, and counted, where it would be larger. Without scripts it shows all but the browsing
-    of items and the downloads. ``figures/`` holds every figure as SVG, PNG and CSV. A part whose
-    files are missing becomes a sentence.
+    The page holds everything it shows, needs no network, and is at most 5 MB; where it would be
+    larger, single items are left out, and counted, then whole chapters of details. Without scripts
+    it shows all but the browsing of items and the downloads. ``figures/`` holds every figure as
+    SVG, PNG and CSV. A part whose files are missing becomes a sentence.
 
     Args:
         run: A run directory.
@@ -69,7 +75,7 @@ def write_report(run: Path) -> Path:
     Raises:
         InputError: ``run`` is not a run directory.
         StoreError: A file cannot be read or written, or the page would be larger than 5 MB even
-            without any item.
+            without details.
     """
     found = read_run(run)
     sections = [section(found) for section in _SECTIONS]
@@ -78,9 +84,15 @@ def write_report(run: Path) -> Path:
         place = _SECTIONS.index(predictions)
         sections[place] = predictions(found, item_bytes(sections[place]) - surplus - _MARGIN_BYTES)
         page = _page(found, sections)
+    charts = _all_charts(sections)
+    for part in _LEFT_OUT_FIRST:
+        if len(page.encode()) > MAX_BYTES:
+            place = _SECTIONS.index(part)
+            sections[place] = replace(sections[place], blocks=(missing(_LEFT_OUT),))
+            page = _page(found, sections)
     _check_size(run, len(page.encode()))
     write_text(run / "report.html", page)
-    write_figure_files(_all_charts(sections), run / FIGURES_DIRECTORY)
+    write_figure_files(charts, run / FIGURES_DIRECTORY)
     return run / "report.html"
 
 

@@ -23,9 +23,9 @@ from tell_core.report.reading import (
     read_items,
     read_predictions,
 )
+from tell_core.spec.arms import SFT_ARMS
 
 MAX_TEXT = 2_000
-BASELINES = ("sft", "sft_matched")
 _RIGHT_METRICS = ("exact_match", "accuracy")
 
 
@@ -250,7 +250,7 @@ def _budgets_to_compare(run: RunFiles) -> list[int]:
 
 def _best_sft(run: RunFiles, tell: CellRecord) -> CellRecord | None:
     """Return the cell of the better SFT arm at the same budgets and seed."""
-    found = [cell for arm in BASELINES for cell in run.cells_of(arm) if _fits(cell, tell)]
+    found = [cell for arm in SFT_ARMS for cell in run.cells_of(arm) if _fits(cell, tell)]
     return max(found, key=lambda cell: _quality(run, cell), default=None)
 
 

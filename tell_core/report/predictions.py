@@ -74,7 +74,7 @@ def _shown_sentence(data: Json) -> str:
 
 def _rules(pair: Pair) -> str:
     return (
-        f"The best SFT is the better of SFT and SFT matched at the same budgets, on average over "
+        f"The best SFT is the better of the SFT arms run at the same budgets, on average over "
         f"seeds. An answer counts as right when {right_rule(pair.items)}. Texts end after "
         f"{MAX_TEXT:,} characters."
     )

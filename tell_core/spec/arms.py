@@ -64,6 +64,7 @@ _ARMS = {
     "general_only": replace(_TELL, uses_task=False),
 }
 ARM_NAMES = (*_ARMS, "tell_blocks(k)")
+SFT_ARMS = ("sft", "sft_matched")  # what TELL is compared with
 
 
 def parse_arm(name: str) -> Arm:

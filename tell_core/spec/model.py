@@ -109,6 +109,20 @@ class CurationSpec(Section):
 
     max_tokens: PositiveInt = 1024
     """Longest rendered example in tokens, anchor prompt included; longer ones are rejected."""
+    max_repetition: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Largest share of repeats among the runs of 5 words of a general response; None: any."""
+    max_symbols: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Largest share of signs among the characters of a general response; None: any."""
+    max_copied: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Largest share of a general response's runs of 5 words that stand in its prompt; None: any."""
+    drop_refusals: bool = False
+    """Whether general examples whose response begins with a refusal are removed."""
+    drop_boilerplate: bool = False
+    """Whether general examples with phrases of web pages in the response are removed."""
+    languages: tuple[str, ...] = ()
+    """Languages of general examples, as ISO 639-1 codes (extra `language`); none: all."""
+    max_other_language: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Largest probability that a general example is in none of `languages`."""
     general_heldout_examples: PositiveInt = 32
     """General examples held out to measure the price paid in general ability; the loss of all is
     traced."""
@@ -116,9 +130,16 @@ class CurationSpec(Section):
     """Examples of `retention` that are measured, by seeded choice."""
     drop_duplicates: bool = True
     """Whether later exact copies of an example are removed."""
+    near_duplicate_similarity: Annotated[float, Field(ge=0.5, le=1)] | None = 0.8
+    """Least Jaccard similarity of runs of 5 words at which examples are near-duplicates, which
+    `drop_duplicates` and `drop_overlap` remove like copies; None: only copies are looked for."""
     drop_overlap: bool = True
     """Whether training examples that also stand in test or dev, and general examples that also
     stand in the task, are removed."""
+    overlap_ngram_share: Annotated[float, Field(gt=0, le=1)] | None = 0.5
+    """Share of the runs of 13 words in the prompt of a test or retention item from which on an
+    example that holds them counts as overlap; with a smaller share it is only flagged; None: they
+    are not looked for."""
     seed: Seed = 0
     """Seed of the choice of held-out examples."""
 
@@ -231,7 +252,7 @@ class MetricSpec(Section):
     """One metric. In YAML a plain string is its name."""
 
     name: str = Field(min_length=1)
-    """Name of the metric, `docs/user-guide.md` lists them; or `module:function` for your own."""
+    """Name of the metric, `docs/metrics.md` lists them; or `module:function` for your own."""
     field: str | None = None
     """Column of the test data that holds the reference label; else the parsed reference."""
     labels: tuple[str, ...] | None = None
@@ -320,7 +341,7 @@ class AnalysisSpec(Section):
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """Coverage of the intervals."""
     bootstrap_draws: Annotated[int, Field(ge=100)] = 2000
-    """Draws of the paired bootstrap over seeds and items."""
+    """Draws of every interval: items resampled, seed noise from Student's t, paired over arms."""
     primary_metric: str = "log_probability"
     """Metric of the headline answer."""
     seed: Seed = 0

@@ -193,16 +193,19 @@ def test_a_failure_without_tracking_leaves_the_recorded_run_alone(
 def test_an_adaptive_run_says_which_cells_it_left_out_and_reruns_to_the_same(
     harness, spec_file: Path, tmp_path: Path
 ):
-    spec = load_spec(spec_file)
+    settings = ["arms=[base, sft, tell, general_only]"]
+    spec = load_spec(spec_file, settings)
 
-    run_experiment(spec_file, [], tmp_path, False, True)
+    run_experiment(spec_file, settings, tmp_path, False, True)
     manifest = read_json(tmp_path / "manifest.json")
-    run_experiment(spec_file, [], tmp_path, False, True)
+    run_experiment(spec_file, settings, tmp_path, False, True)
 
     adaptive = manifest["adaptive"]
     run = [name for step in adaptive["rounds"] for name in step["cells"]]
     assert sorted(run) == sorted(manifest["cells"])
     assert sorted([*run, *adaptive["left_out"]]) == sorted(c.name for c in plan_cells(spec))
+    assert {"general_only-g800-s0", "general_only-g800-s1"} <= set(adaptive["left_out"])
+    assert manifest["commands"][0].endswith(" --adaptive")
     assert read_json(tmp_path / "manifest.json")["adaptive"] == adaptive
     assert is_finished(spec, tmp_path, tracked_at=None, is_adaptive=True)
     assert not is_finished(spec, tmp_path, tracked_at=None)

@@ -32,8 +32,9 @@ def run(spec: ExperimentSpec, score: Score, shown_above: Callable[[int], bool]) 
     finished: dict[Cell, float] = {}
 
     def judge(one: Contender, budget: int):
-        seeds = {cell.seed for cell in finished if cell.arm == one.arm}
-        assert len(seeds) > 1, "nothing may be judged by one seed"
+        here = (one.arm, budget)
+        seeds = {c.seed for c in finished if (c.arm, c.task_budget_tokens) == here}
+        assert seeds == set(spec.seeds), "a budget is judged with all seeds"
         return (1.5 if shown_above(budget) else 0.5), 3.0
 
     while step := next_round(contested, finished, judge):
@@ -77,12 +78,18 @@ def test_fewer_cells_are_run_than_the_grid_has_and_the_rest_is_listed():
     assert sorted(left_out(spec, cells)) == sorted(set(grid) - set(cells))
 
 
-def test_seeds_are_added_until_the_interval_excludes_one():
-    quick = run(make_spec(), falling(800), shown_above=lambda budget: True)
-    slow = run(make_spec(), falling(800), shown_above=lambda budget: False)
+def test_a_budget_is_judged_once_with_all_its_seeds():
+    spec, judged = make_spec(), []
 
-    assert max(cell.seed for cell in quick) == 1
-    assert max(cell.seed for cell in slow) == 2
+    def shown(budget: int) -> bool:
+        judged.append(budget)
+        return budget == 200
+
+    cells = run(spec, falling(800), shown)
+
+    seeds = {cell.seed for cell in cells if (cell.arm, cell.task_budget_tokens) == ("tell", 400)}
+    assert seeds == set(spec.seeds)
+    assert list(dict.fromkeys(judged)) == [400, 200]
 
 
 def test_without_success_the_next_smaller_budget_is_tried():
@@ -90,7 +97,7 @@ def test_without_success_the_next_smaller_budget_is_tried():
 
     at_200 = {cell.seed for cell in cells if (cell.arm, cell.task_budget_tokens) == ("tell", 200)}
     at_100 = {cell.seed for cell in cells if (cell.arm, cell.task_budget_tokens) == ("tell", 100)}
-    assert at_200 == {0, 1}
+    assert at_200 == {0, 1, 2}
     assert not at_100
 
 

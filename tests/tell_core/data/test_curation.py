@@ -374,7 +374,12 @@ def test_progress_is_reported_in_rising_order(world, tokenizer):
 
     curate(make_spec(world), tokenizer, world / "out", lambda *call: calls.append(call))
 
-    assert list(dict.fromkeys(step for step, _, _ in calls)) == ["read", "encode", "write"]
+    assert list(dict.fromkeys(step for step, _, _ in calls)) == [
+        "read",
+        "encode",
+        "compare",
+        "write",
+    ]
     assert all(done <= total for _, done, total in calls)
 
 

@@ -1,0 +1,164 @@
+"""Near-duplicates: examples that say almost the same as another one, and which of them stays."""
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from tell_core.data.similarity import SHINGLE_WORDS, count_phrases, find_similar
+from tell_core.data.words import IndexArray, WordStore
+from tell_core.data.workspace import (
+    EVIDENCE_CHARACTERS,
+    REJECT_TEXT_CHARACTERS,
+    fetch_all,
+    insert_table,
+    spill_directory,
+    stream_batches,
+)
+
+_BATCH_ROWS = 512
+
+
+def create_near_duplicate_tables(connection: duckdb.DuckDBPyConnection) -> None:
+    """Make the tables `alike_pairs` and `near_duplicates`, both empty."""
+    connection.execute(_TABLES)
+
+
+def index_words(connection: duckdb.DuckDBPyConnection) -> tuple[WordStore, IndexArray]:
+    """The words of all examples, and the id of each row; anchor prompts must be off by now.
+
+    A system message and earlier turns count as part of the prompt.
+    """
+    store = WordStore(spill_directory(connection) / "words.bin")
+    ids: list[int] = []
+    for rows in stream_batches(connection, _TEXTS, _BATCH_ROWS):
+        store.append([row["prompt"] for row in rows], [row["response"] for row in rows])
+        ids.extend(row["id"] for row in rows)
+    store.seal()
+    return store, np.asarray(ids, dtype=np.int64)
+
+
+def find_near_duplicates(
+    connection: duckdb.DuckDBPyConnection,
+    store: WordStore,
+    id_of: IndexArray,
+    similarity: float,
+) -> None:
+    """Fill the table `alike_pairs` with all pairs of examples that are alike, see `find_similar`.
+
+    Args:
+        connection: Workspace in which `create_near_duplicate_tables` was called.
+        store: The examples' words.
+        id_of: Shape (N,). The example of each of the store's rows.
+        similarity: Least Jaccard similarity, between 0 and 1.
+    """
+    counts = count_phrases(store, SHINGLE_WORDS)
+    pairs = find_similar(connection, store, counts, similarity)
+    columns = {
+        "first_id": id_of[pairs.first],
+        "second_id": id_of[pairs.second],
+        "prompt_similarity": pairs.prompt_similarity,
+        "similarity": pairs.similarity,
+        "same_answer": pairs.same_answer,
+    }
+    insert_table(connection, "alike_pairs", pa.table(columns))
+
+
+def settle_near_duplicates(
+    connection: duckdb.DuckDBPyConnection, *, drop_duplicates: bool, drop_overlap: bool
+) -> None:
+    """List examples that are near-duplicates of one that stays, and remove them when asked.
+
+    Within the task's training data, and within general data across its sources, an example is one
+    when prompt and response are alike those of an earlier example that stays: the first in the
+    order of sources, then of rows. Where one of the two stands where the other must not (test,
+    retention, dev, task training data, in this order), alike prompts are enough, and the one in
+    the later place is listed, in `overlap` too. Examples already listed are left out, so that it
+    can be called again once parts have changed.
+
+    Args:
+        connection: Workspace in which `find_near_duplicates` and `index_prompts` were called.
+        drop_duplicates: Whether near-duplicates within a part leave for `rejects`, as
+            ``near_duplicate``.
+        drop_overlap: Whether those of another part leave, as ``test_overlap`` and so on.
+    """
+    listed: list[dict[str, int | bool]] = []
+    gone: set[int] = set()
+    for kept, other, is_within in fetch_all(connection, _PAIRS_IN_ORDER):
+        if kept in gone or (listed and listed[-1]["id"] == other):
+            continue
+        drop = drop_duplicates if is_within else drop_overlap
+        listed.append({"id": other, "kept_id": kept, "is_within": is_within, "dropped": drop})
+        if drop:
+            gone.add(other)
+    if listed:
+        connection.register("settled", pa.Table.from_pylist(listed))
+        connection.execute(_LIST)
+        connection.execute(_LIST_OVERLAP)
+        connection.unregister("settled")
+        connection.execute(_REJECT, [REJECT_TEXT_CHARACTERS])
+        connection.execute(
+            "delete from examples where id in (select id from near_duplicates where dropped)"
+        )
+
+
+_TABLES = """
+create table alike_pairs (
+    first_id bigint, second_id bigint, prompt_similarity double, similarity double,
+    same_answer boolean);
+create table near_duplicates (
+    id bigint, kept_id bigint, source_id integer, source varchar, file varchar, line bigint,
+    example_id varchar, part varchar, kept_source varchar, kept_file varchar, kept_line bigint,
+    kept_example_id varchar, kept_part varchar, similarity double, text varchar,
+    kept_text varchar, dropped boolean);
+"""
+_TEXTS = """
+select id, concat_ws(chr(10), system, history, prompt) as prompt, response from examples
+order by id
+"""
+
+# Ranked by place, then id: the lower rank of a pair stays.
+_PAIRS_IN_ORDER = """
+with ranked as (select id, place, part in ('task_train', 'general') as is_training,
+        row_number() over (order by place, id) as rank from examples join places using (part)),
+    both_ways as (
+        select first_id as kept, second_id as other, same_answer from alike_pairs
+        union all select second_id, first_id, same_answer from alike_pairs)
+select kept, other, k.place = o.place as is_within
+from both_ways join ranked k on k.id = kept join ranked o on o.id = other
+where k.rank < o.rank and (k.place < o.place or (o.is_training and same_answer))
+    and other not in (select id from near_duplicates)
+order by o.rank, k.rank
+"""
+_LIST = f"""
+insert into near_duplicates by name
+select e.id, k.id as kept_id, e.source_id, es.name as source, e.file, e.line, e.example_id, e.part,
+    ks.name as kept_source, k.file as kept_file, k.line as kept_line,
+    k.example_id as kept_example_id, k.part as kept_part, settled.dropped,
+    case when settled.is_within then s.similarity else s.prompt_similarity end as similarity,
+    substring(e.prompt || chr(10) || e.response, 1, {EVIDENCE_CHARACTERS}) as text,
+    substring(k.prompt || chr(10) || k.response, 1, {EVIDENCE_CHARACTERS}) as kept_text
+from settled
+    join examples e using (id) join sources es on es.source_id = e.source_id
+    join examples k on k.id = settled.kept_id join sources ks on ks.source_id = k.source_id
+    join alike_pairs s on s.first_id = least(e.id, k.id) and s.second_id = greatest(e.id, k.id)
+"""
+_LIST_OVERLAP = """
+insert into overlap by name
+select id, source_id, file, line, example_id, kept_part as against, kept_file as matched_file,
+    kept_source as matched_source, kept_line as matched_line, 'near_duplicate' as matched,
+    text, kept_text as matched_text, near_duplicates.dropped
+from near_duplicates join settled using (id)
+    join places p on p.part = near_duplicates.part
+    join places kp on kp.part = kept_part
+where kp.place < p.place and id not in (select id from overlap)
+"""
+_REJECT = """
+insert into rejects by name
+select n.source_id, n.file, n.line,
+    case when kp.place < p.place then kp.reason else 'near_duplicate' end as reason,
+    printf('similarity %.2f to ', n.similarity) || kept_file || ', line ' || kept_line as detail,
+    n.similarity as value,
+    substring(n.text, 1, ?) as text
+from near_duplicates n join places p on p.part = n.part join places kp on kp.part = kept_part
+where n.dropped and n.id in (select id from examples)
+"""
