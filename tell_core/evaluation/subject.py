@@ -22,6 +22,7 @@ from tell_core.training.models import (
     load_tokenizer,
     load_trained,
     resolve_model,
+    shared_model,
 )
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Subject:
         if self.full:
             base = load_model(str(self.full), dtype=self.dtype, device=self.device, is_full=True)
         else:
-            base = self.loaded or load_model(
+            base = self.loaded or shared_model(
                 self.model_path, revision=self.revision, dtype=self.dtype, device=self.device
             )
         with _adapted(base, self.adapter) as model, self.precision.autocast(self.device):
