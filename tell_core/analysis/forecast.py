@@ -3,6 +3,8 @@
 A forecast is made for each curve of `tell`, `sft` and `sft_matched` that has at least three
 amounts of task tokens and two seeds, up to `HORIZON_FACTOR` times its largest. It is about the
 mean of as many seeds on the same test items; see `growth` for the curves that it is drawn from.
+These never fall: a curve that does, by more than chance, has no forecast, nor has one that no such
+curve comes near.
 
 Whether it can be believed is tried out in the same run: a curve is fitted to its first budgets
 alone and forecast at the larger ones, where the scores are known.
@@ -15,25 +17,31 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from tell_core.analysis.curves import NO_SCORE, ONE_SEED, CurvePoint
 from tell_core.analysis.growth import GrowthCurves
 from tell_core.analysis.growth_posterior import grow
 from tell_core.analysis.leverage import common_seeds
 from tell_core.analysis.resampling import FloatArray
-from tell_core.analysis.words import count
+from tell_core.analysis.words import ARM_WORDS, count
 from tell_core.evaluation.base import Metric
+from tell_core.spec.arms import SFT_ARMS
 from tell_core.spec.model import AnalysisSpec
 
 HORIZON_FACTOR = 4
 MIN_BUDGETS = 3
-SFT_ARMS = ("sft", "sft_matched")
+MIN_EFFECTIVE_DRAWS = 100
 ARMS = ("tell", *SFT_ARMS)
 _GAIN_FACTORS = (1.5, 2.0, 4.0)
 _NUM_BAND, _NUM_BETWEEN = 41, 4  # points of the band, and steps between them for inverting
 _HELD_OUT = (1, 2)  # how many of the largest budgets a back-test holds out
+# A fall is one beyond chance at this level over all earlier budgets, and this share of the range.
+_FALL_LEVEL, _LEAST_FALL = 0.05, 0.05
 # Whole examples seldom fill a budget: 3834 of 3840 tokens are 4.03 times 951 of 960.
 _SLACK = 1.1
+_BY_CURVE = "by the fitted curve alone"
+_BY_LUCK = "by the measured mean; the fitted curves allow that noise helped it"
 
 
 class Target(NamedTuple):
@@ -104,7 +112,48 @@ class MeasuredCurve:
             return "all-zero scores: there is no curve to continue"
         if np.ptp(scores) == 0:
             return "the metric is constant: every training has the same score"
+        return _why_falling(self.tokens[:num_budgets], scores, self.sign)
+
+
+def _why_falling(tokens: FloatArray, scores: FloatArray, sign: float) -> str | None:
+    """Why no growth curve fits: the mean at the last of K budgets is below the best earlier one.
+
+    Below by more than `_LEAST_FALL` of the range of the means, and by more than chance: one-sided
+    t-test, paired over the seeds, at `_FALL_LEVEL` over K - 1 (any earlier budget could have been
+    the best by luck). The variance of a difference is that of the pairs, or that which all budgets
+    show together, whichever is larger: two or three pairs alone may agree by luck.
+
+    Args:
+        tokens: Shape (K,), K >= 2.
+        scores: Shape (S, K), S >= 2, finite; higher is better.
+        sign: -1 where the metric was turned round.
+    """
+    (num_seeds, num_budgets), means = scores.shape, scores.mean(axis=0)
+    best = int(means[:-1].argmax())
+    fall = means[best] - means[-1]
+    freedom = (num_seeds - 1) * (num_budgets - 1)
+    noise = scores - means - (scores.mean(axis=1, keepdims=True) - scores.mean())
+    variance = max(2 * (noise**2).sum() / freedom, (scores[:, best] - scores[:, -1]).var(ddof=1))
+    reach = stats.t.ppf(1 - _FALL_LEVEL / (num_budgets - 1), freedom) * np.sqrt(
+        variance / num_seeds
+    )
+    if fall <= max(reach, _LEAST_FALL * np.ptp(means)):
         return None
+    worse, than = ("falls", "below") if sign > 0 else ("rises, which is worse,", "above")
+    return (
+        f"the score {worse} with more task data: at {count(round(tokens[-1]))} tokens it lies"
+        f" {than} that at {count(round(tokens[best]))} by more than its noise; no growth curve fits"
+    )
+
+
+def why_unfitted(curves: GrowthCurves) -> str | None:
+    """Why drawn curves say nothing, or None: hardly any of those tried comes near the scores."""
+    if curves.effective_draws >= MIN_EFFECTIVE_DRAWS:
+        return None
+    return (
+        f"no growth curve fits: the draws are worth {curves.effective_draws:.0f} independent ones,"
+        f" fewer than {MIN_EFFECTIVE_DRAWS}"
+    )
 
 
 def forecast_metric(
@@ -142,6 +191,7 @@ def forecast_curve(
         "num_seeds": num_seeds,
         "status": "ok",
         "reason": curve.why_undefined(num_budgets),
+        "effective_draws": None,
         "max_task_tokens": float(curve.tokens[-1]),
         "targets": [],
         "gains": [],
@@ -149,9 +199,11 @@ def forecast_curve(
         "backtests": [],
     }
     if entry["reason"] is not None:
-        undefined = [_undefined_target(target, entry["reason"]) for target in targets]
-        return entry | {"status": "undefined", "targets": undefined}
+        return _undefined(entry, targets)
     curves = grow(curve.tokens, curve.scores, curve.limits, seed=analysis.seed)
+    entry |= {"effective_draws": curves.effective_draws, "reason": why_unfitted(curves)}
+    if entry["reason"] is not None:
+        return _undefined(entry, targets)
     grid = _grid(curve.tokens)
     expected = curves.at(grid)
     return entry | {
@@ -236,9 +288,10 @@ def _tell_targets(sft: CurvePoint, points: Sequence[CurvePoint]) -> list[Target]
 
 
 def _where(point: CurvePoint) -> str:
+    arm = ARM_WORDS.get(point.arm, f"arm {point.arm}")
     if point.task_budget_tokens is None:
-        return point.arm
-    return f"{point.arm} with {count(point.task_budget_tokens)} task tokens"
+        return arm
+    return f"{arm} with {count(point.task_budget_tokens)} task tokens"
 
 
 def _grid(tokens: FloatArray) -> FloatArray:
@@ -258,28 +311,35 @@ def _target_row(
     needed = tokens_to_reach(grid, expected, score)
     largest = float(curve.tokens[-1])
     is_measured = curve.means >= score
-    if is_measured.any():
-        median = float(curve.tokens[is_measured.argmax()])
-    else:
-        median = _quantile(needed, 0.5)
     tail = (1 - analysis.forecast_confidence) / 2
-    is_beyond = not np.isfinite(median)
-    status, reason = "needs_more", None
-    if is_beyond:
-        status, reason = "beyond_horizon", "not reached within the horizon of the forecast"
+    low, median, high = (_quantile(needed, at) for at in (tail, 0.5, 1 - tail))
+    if is_measured.any():
+        # What was measured needs no more; by the curves it may have been luck, up to ``high``.
+        low = median = float(curve.tokens[is_measured.argmax()])
+        status, reason = "reached", _BY_LUCK if high > largest else None
     elif median <= largest:
-        status, reason = "reached", None if is_measured.any() else "by the fitted curve alone"
-    low, high = (max(_quantile(needed, at) - largest, 0.0) for at in (tail, 1 - tail))
+        status, reason = "reached", _BY_CURVE
+    elif np.isfinite(median):
+        status, reason = "needs_more", None
+    else:
+        status, reason = "beyond_horizon", "not reached within the horizon of the forecast"
+    is_beyond = status == "beyond_horizon"
     return {
         "label": target.label,
         "score": target.score,
         "status": status,
         "tokens": None if is_beyond else median,
         "more_tokens": None if is_beyond else max(median - largest, 0.0),
-        "low": low if np.isfinite(low) else None,
-        "high": high if np.isfinite(high) else None,
+        "low": max(low - largest, 0.0) if np.isfinite(low) else None,
+        "high": max(high - largest, 0.0) if np.isfinite(high) else None,
         "reason": reason,
     }
+
+
+def _undefined(entry: dict[str, Any], targets: Sequence[Target]) -> dict[str, Any]:
+    """The entry of a curve without a forecast, all of whose targets have its reason."""
+    missing = [_undefined_target(target, entry["reason"]) for target in targets]
+    return entry | {"status": "undefined", "targets": missing}
 
 
 def _undefined_target(target: Target, reason: str) -> dict[str, Any]:
@@ -312,6 +372,8 @@ def _backtests(curve: MeasuredCurve, analysis: AnalysisSpec) -> list[dict[str, A
         is_near = larger <= _SLACK * HORIZON_FACTOR * fitted[-1]
         scores = curve.scores[:, :num_fitted]
         curves = grow(fitted, scores, curve.limits, seed=analysis.seed)
+        if why_unfitted(curves) is not None:
+            continue
         rows = _rows(curve, curves, larger[is_near], analysis)
         observed = (curve.sign * curve.means[num_fitted:][is_near]).tolist()
         found += [_backtest(fitted, row, at) for row, at in zip(rows, observed, strict=True)]

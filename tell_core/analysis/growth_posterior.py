@@ -9,12 +9,16 @@ gamma, worth one observation.
 The sample is made by importance sampling. Shapes are drawn from the prior, the noise from what the
 seeds at one budget show, start and ceiling from their exact truncated normal, and each draw is
 weighed by the likelihood that is left. Two further rounds draw shapes where the weight was found
-(as VEGAS does: Lepage 1978), and stay exact. Nothing is optimised, so nothing gets stuck, and
-equal inputs give equal curves.
+(as VEGAS does: Lepage 1978), and stay exact. Many budgets with little noise leave weight in a
+place smaller than a strip: as long as the draws are worth too few independent ones, further rounds
+draw around those of most weight (population Monte Carlo: Cappé et al. 2008), just as exact. Nothing
+is optimised, and equal inputs give equal curves. `GrowthCurves.effective_draws` says what the
+sample is worth in the end; where that is little, no curve fits and the sample means nothing.
 
-Shape letters: K budgets, S seeds, M draws.
+Shape letters: K budgets, S seeds, M draws, C clouds.
 """
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -31,14 +35,18 @@ BoolArray = npt.NDArray[np.bool_]
 _PRIOR_SHARES = np.array([0.33, 0.33, 0.32, 0.02])
 _EXPONENTS = np.array([(0.02, 3.0), (0.1, 4.0), (0.1, 10.0), (1.0, 1.0)])  # by family
 _REACH = (4.0, 8.0)  # t and m lie up to these factors below and above the budgets
-_CAPPED_SHARE = 0.5  # of the curves tend to the limit of the metric, where it has one
-_NOISE_POWERS = np.array([0.0, 0.5, 1.0])
-_MISFITS = np.array([0.1, 0.2, 0.3])  # standard deviation, as a share of the rise
+# Equally probable: whether the curve tends to the limit of the metric, where it has one; the power
+# of the noise; the standard deviation of the misfit, as a share of the rise.
+_SETTINGS = np.array(list(itertools.product((1.0, 0.0), (0.0, 0.5, 1.0), (0.1, 0.2, 0.3))))
 _LEAST_RISE = 0.1  # between two budgets, for the misfit: this share of the range per step
 _PRIOR_NOISE = 0.05  # expected before looking: this share of the measured range
-_NUM_PROPOSALS, _NUM_ROUNDS = 6000, 3
+_NUM_PROPOSALS, _NUM_ROUNDS, _NUM_FURTHER_ROUNDS = 6000, 3, 10
+_ENOUGH_DRAWS = 400.0  # worth so many independent ones, no further round is made
 _NUM_STRIPS = 16  # into which the range of each shape parameter is divided
 _KEPT_SHARE = 0.2  # of the proposals of a later round are drawn from the prior still
+_HALVINGS = 0.5 ** np.arange(12)  # powers of the weights, until they are worth enough draws
+_FREEDOM = 4.0  # degrees of freedom of the clouds
+_LEAST_CLOUD = 0.003  # standard deviation, as a share of the range of a shape parameter
 _TINY = 1e-300
 
 
@@ -63,20 +71,22 @@ class _Proposals(NamedTuple):
 
     Attributes:
         shapes: M shapes.
+        place: Shape (M, 2). Their two parameters in the unit square of their family.
+        setting: Shape (M,). Row of the settings, which the next three are out of.
         is_capped: Shape (M,). Whether the curve tends to the limit of the metric.
         noise_power: Shape (M,).
         misfit: Shape (M,).
         uniform: Shape (M, 3). What noise, ceiling and start are drawn with.
-        bins: Shape (M,). Bin of the plan that each was drawn from.
-        log_prior: Shape (M,). Log of the prior density over that of the plan.
+        log_prior: Shape (M,). Log of the prior density over that which they were drawn with.
     """
 
     shapes: Shapes
+    place: FloatArray
+    setting: IntArray
     is_capped: BoolArray
     noise_power: FloatArray
     misfit: FloatArray
     uniform: FloatArray
-    bins: IntArray
     log_prior: FloatArray
 
 
@@ -133,8 +143,16 @@ def grow(
     for _ in range(_NUM_ROUNDS):
         drawn = _propose(tokens, plan, generator)
         weighed = _weigh(problem, drawn)
-        plan = _refined(plan, drawn, weighed.log_weight)
-    return _sample(problem, drawn, weighed, num_draws, generator)
+        plan = _refined(drawn, weighed.log_weight)
+    best, most = (drawn, weighed), _effective(weighed.log_weight)
+    for _ in range(_NUM_FURTHER_ROUNDS):
+        if most >= _ENOUGH_DRAWS:
+            break
+        drawn = _propose_near(tokens, drawn, weighed.log_weight, generator)
+        weighed = _weigh(problem, drawn)
+        if (effective := _effective(weighed.log_weight)) > most:
+            best, most = (drawn, weighed), effective
+    return _sample(problem, *best, num_draws, generator)
 
 
 def _sample(
@@ -145,7 +163,7 @@ def _sample(
     generator: np.random.Generator,
 ) -> GrowthCurves:
     """Equally probable curves out of weighted ones."""
-    chosen, effective = _resample(weighed.log_weight, num_draws)
+    chosen = _resample(weighed.log_weight, num_draws)
     start, ceiling = weighed.start[chosen], weighed.ceiling[chosen]
     fitted = start[:, None] + (ceiling - start)[:, None] * weighed.rise[chosen]
     misfit, noise, share = weighed.misfit[chosen], weighed.noise[chosen], drawn.misfit[chosen]
@@ -159,7 +177,7 @@ def _sample(
         deviations=_deviations(problem.means - fitted, misfit, noise, generator),
         stretch=np.exp(share * generator.standard_normal(num_draws) - share**2 / 2),
         limits=problem.limits,
-        effective_draws=effective,
+        effective_draws=_effective(weighed.log_weight),
     )
 
 
@@ -171,11 +189,30 @@ def _prior_plan() -> FloatArray:
 
 def _propose(tokens: FloatArray, plan: FloatArray, generator: np.random.Generator) -> _Proposals:
     """Draws from a plan: bins in proportion to their probability, uniform inside each."""
-    bins, _ = _resample(np.log(np.maximum(plan, _TINY)), _NUM_PROPOSALS)
+    bins = _resample(np.log(np.maximum(plan, _TINY)), _NUM_PROPOSALS)
     family, square = np.divmod(bins, _NUM_STRIPS**2)
     corner = np.stack(np.divmod(square, _NUM_STRIPS), axis=1)
-    uniform = generator.random((_NUM_PROPOSALS, 8)).clip(1e-9, 1 - 1e-9)
-    first, second = ((corner + uniform[:, :2]) / _NUM_STRIPS).T
+    uniform = generator.random((_NUM_PROPOSALS, 6)).clip(1e-9, 1 - 1e-9)
+    return _proposals(
+        tokens,
+        family,
+        (corner + uniform[:, :2]) / _NUM_STRIPS,
+        (uniform[:, 2] * len(_SETTINGS)).astype(np.int64),
+        uniform[:, 3:],
+        np.log(_prior_plan()[bins] / plan[bins]),
+    )
+
+
+def _proposals(
+    tokens: FloatArray,
+    family: IntArray,
+    place: FloatArray,
+    setting: IntArray,
+    uniform: FloatArray,
+    log_prior: FloatArray,
+) -> _Proposals:
+    """Proposals from where they lie in the unit square of their family."""
+    first, second = place.T
     nearest, farthest = tokens[0] / _REACH[0], tokens[-1] * _REACH[1]
     least, most = np.sqrt(_EXPONENTS)[family].T
     return _Proposals(
@@ -184,20 +221,88 @@ def _propose(tokens: FloatArray, plan: FloatArray, generator: np.random.Generato
             nearest * (farthest / nearest) ** first,
             (least + (most - least) * second) ** 2,
         ),
-        uniform[:, 2] < _CAPPED_SHARE,
-        _NOISE_POWERS[(uniform[:, 3] * len(_NOISE_POWERS)).astype(np.int64)],
-        _MISFITS[(uniform[:, 4] * len(_MISFITS)).astype(np.int64)],
-        uniform[:, 5:],
-        bins,
-        np.log(_prior_plan()[bins] / plan[bins]),
+        place,
+        setting,
+        _SETTINGS[setting, 0] > 0,
+        _SETTINGS[setting, 1],
+        _SETTINGS[setting, 2],
+        uniform,
+        log_prior,
     )
 
 
-def _refined(plan: FloatArray, drawn: _Proposals, log_weight: FloatArray) -> FloatArray:
+def _refined(drawn: _Proposals, log_weight: FloatArray) -> FloatArray:
     """The plan of the next round: most draws where the weight of this one lies."""
     weight = np.exp(log_weight - log_weight.max())
-    found = np.bincount(drawn.bins, weight, len(plan)) / weight.sum()
-    return np.asarray(_KEPT_SHARE * _prior_plan() + (1 - _KEPT_SHARE) * found)
+    strip = (drawn.place * _NUM_STRIPS).astype(np.int64)
+    bins = (drawn.shapes.family * _NUM_STRIPS + strip[:, 0]) * _NUM_STRIPS + strip[:, 1]
+    prior = _prior_plan()
+    found = np.bincount(bins, weight, len(prior)) / weight.sum()
+    return np.asarray(_KEPT_SHARE * prior + (1 - _KEPT_SHARE) * found)
+
+
+def _propose_near(
+    tokens: FloatArray, drawn: _Proposals, log_weight: FloatArray, generator: np.random.Generator
+) -> _Proposals:
+    """Draws around those that weigh most, and a share from the prior.
+
+    Families and settings are drawn as often as they weighed, the two parameters of a shape from
+    a cloud for its family, capped or not. Draws outside the unit square weigh nothing.
+    """
+    weight = _tempered(log_weight)
+    num_settings = len(_SETTINGS)
+    prior = np.repeat(_PRIOR_SHARES / num_settings, num_settings)
+    group = drawn.shapes.family * num_settings + drawn.setting
+    found = (1 - _KEPT_SHARE) * np.bincount(group, weight, len(prior))
+    kept = _KEPT_SHARE * prior
+    chosen = _resample(np.log(kept + found), _NUM_PROPOSALS)
+    cloud, num_clouds = chosen // (num_settings // 2), 2 * len(_PRIOR_SHARES)
+    mean, factor = _clouds(drawn.place, weight, group // (num_settings // 2), num_clouds)
+    uniform = generator.random((_NUM_PROPOSALS, 6)).clip(1e-9, 1 - 1e-9)
+    stretch = np.sqrt(_FREEDOM / generator.chisquare(_FREEDOM, _NUM_PROPOSALS))
+    normal = generator.standard_normal((_NUM_PROPOSALS, 2, 1)) * stretch[:, None, None]
+    near = mean[cloud] + (factor[cloud] @ normal)[..., 0]
+    is_kept = uniform[:, 2] * (kept + found)[chosen] < kept[chosen]
+    place = np.where(is_kept[:, None], uniform[:, :2], near)
+    density = kept[chosen] + found[chosen] * _cloud_density(place, mean[cloud], factor[cloud])
+    is_inside = ((place > 0) & (place < 1)).all(axis=1)
+    log_prior = np.where(is_inside, np.log(prior[chosen] / density), -np.inf)
+    family, setting = np.divmod(chosen, num_settings)
+    return _proposals(tokens, family, place.clip(0, 1), setting, uniform[:, 3:], log_prior)
+
+
+def _tempered(log_weight: FloatArray) -> FloatArray:
+    """Weights that sum to 1, to the first power that makes them worth enough draws, (M,)."""
+    powers = (power for power in _HALVINGS if _effective(power * log_weight) >= _ENOUGH_DRAWS / 2)
+    power = next(powers, _HALVINGS[-1])
+    weight = np.exp(power * (log_weight - log_weight.max()))
+    return np.asarray(weight / weight.sum())
+
+
+def _clouds(
+    place: FloatArray, weight: FloatArray, cloud: IntArray, num_clouds: int
+) -> tuple[FloatArray, FloatArray]:
+    """Mean (C, 2) of the places in each cloud, and the Cholesky factor (C, 2, 2) of their spread.
+
+    Args:
+        place: Shape (M, 2).
+        weight: Shape (M,).
+        cloud: Shape (M,). Which cloud each belongs to.
+        num_clouds: C.
+    """
+    share = weight * (cloud == np.arange(num_clouds)[:, None])
+    share /= np.maximum(share.sum(axis=1, keepdims=True), _TINY)
+    mean = share @ place
+    away = place - mean[:, None]
+    spread = np.einsum("cm,cmi,cmj->cij", share, away, away) + _LEAST_CLOUD**2 * np.eye(2)
+    return mean, np.linalg.cholesky(spread)
+
+
+def _cloud_density(place: FloatArray, mean: FloatArray, factor: FloatArray) -> FloatArray:
+    """Density of Student's t in two dimensions, (M,), at places (M, 2) of clouds given for each."""
+    white = np.linalg.solve(factor, (place - mean)[..., None])[..., 0]
+    scale = math.tau * factor[:, 0, 0] * factor[:, 1, 1]
+    return np.asarray((1 + (white**2).sum(axis=1) / _FREEDOM) ** (-(_FREEDOM + 2) / 2) / scale)
 
 
 def _weigh(problem: _Problem, drawn: _Proposals) -> _Weighed:
@@ -300,13 +405,18 @@ def _truncated(
     return np.clip(mean + sd * normal, low, high), np.maximum(mass, _TINY)
 
 
-def _resample(log_weight: FloatArray, num_draws: int) -> tuple[IntArray, float]:
-    """Indices of equally probable draws, and how many independent ones they are worth."""
+def _resample(log_weight: FloatArray, num_draws: int) -> IntArray:
+    """Indices of equally probable draws, in rising order."""
     weight = np.exp(log_weight - log_weight.max())
     weight /= weight.sum()
     places = (np.arange(num_draws) + 0.5) / num_draws
-    chosen = np.searchsorted(np.cumsum(weight)[:-1], places)
-    return chosen.astype(np.int64), float(1 / (weight**2).sum())
+    return np.searchsorted(np.cumsum(weight)[:-1], places).astype(np.int64)
+
+
+def _effective(log_weight: FloatArray) -> float:
+    """How many independent draws weighted ones are worth (Kish 1965)."""
+    weight = np.exp(log_weight - log_weight.max())
+    return float(weight.sum() ** 2 / (weight**2).sum())
 
 
 def _deviations(

@@ -16,14 +16,16 @@ from typing import Any
 import numpy as np
 from scipy import optimize, special, stats
 
-from tell_core.analysis.curves import ONE_SEED, CurvePoint
+from tell_core.analysis.curves import NO_SCORE, ONE_SEED, CurvePoint
 from tell_core.analysis.leverage import common_seeds
 from tell_core.evaluation.base import MeanMetric, Metric
 
 POWER = 0.8
 _MIDPOINTS = (np.arange(512) + 0.5) / 512
+_ONE_ITEM = "one item: how much another would change the score is unknown"
 _NO_PAIR = "no SFT and TELL at one task budget with two seeds in common"
 _NO_SPREAD = "neither seeds nor items differ: what others would show is unknown"
+_Pair = tuple[CurvePoint, CurvePoint]  # arm `tell` and an SFT arm
 
 
 def smallest_difference(
@@ -66,35 +68,71 @@ def smallest_difference(
 
 
 def measured_power(
-    points: Sequence[CurvePoint], confidence: float, power: float = POWER
+    points: Sequence[CurvePoint],
+    confidence: float,
+    power: float = POWER,
+    *,
+    higher_is_better: bool = True,
 ) -> dict[str, Any]:
     """``power`` of a metric in leverage.json: from what the pairs of TELL and SFT really showed.
 
-    Seed noise and item differences are root mean squares over all pairs of arm `tell` and an SFT
-    arm at one task budget, so the answer is about a typical budget.
+    Each task budget by itself, as noise may differ by orders of magnitude between them. Where one
+    has several pairs of arm `tell` and an SFT arm, it is that of the best SFT, then the best TELL.
+
+    Args:
+        points: Of one metric.
+        confidence: Coverage of the interval.
+        power: The chance to see the difference.
+        higher_is_better: Of the metric.
     """
     pairs = [pair for pair in _pairs(points) if len(pair[0].seeds) > 1]
-    num_seeds = min((len(tell.seeds) for tell, _ in pairs), default=0)
-    num_items = points[0].num_items
-    entry: dict[str, Any] = {
+    sign = 1.0 if higher_is_better else -1.0
+    budgets = sorted({point.task_budget_tokens or 0 for point in points if point.arm == "tell"})
+    return {
         "confidence": confidence,
         "power": power,
-        "num_seeds": num_seeds,
-        "num_items": num_items,
-        "smallest_difference": None,
-        "reason": None,
+        "num_seeds": min((len(tell.seeds) for tell, _ in pairs), default=0),
+        "num_items": points[0].num_items,
+        "reason": None if pairs else _NO_PAIR,
+        "by_task_budget": [
+            {"task_budget_tokens": budget}
+            | _power_of_pair(_best_pair(pairs, budget, sign), confidence, power)
+            for budget in budgets
+        ],
     }
-    if not pairs:
-        return entry | {"reason": _NO_PAIR}
-    seed_sd = math.sqrt(
-        np.mean([(tell.scores - sft.scores).var(ddof=1) for tell, sft in pairs]) / 2
-    )
-    draws = [tell.item_draws.mean(axis=0) - sft.item_draws.mean(axis=0) for tell, sft in pairs]
-    item_sd = math.sqrt(np.mean([draw.var(ddof=1) for draw in draws]) * num_items)
-    if not math.isfinite(seed_sd + item_sd) or seed_sd + item_sd < 1e-12:
-        return entry | {"reason": _NO_SPREAD}
+
+
+def _best_pair(pairs: Sequence[_Pair], task_budget_tokens: int, sign: float) -> _Pair | None:
+    """The pair at a task budget with the best SFT, then the best TELL; None without any."""
+
+    def goodness(pair: _Pair) -> list[float]:
+        means = [sign * float(point.scores.mean()) for point in reversed(pair)]
+        return [mean if math.isfinite(mean) else -math.inf for mean in means]
+
+    same = [pair for pair in pairs if pair[0].task_budget_tokens == task_budget_tokens]
+    return max(same, key=goodness, default=None)
+
+
+def _power_of_pair(pair: _Pair | None, confidence: float, power: float) -> dict[str, Any]:
+    """The smallest difference by the noise of one pair, or a reason."""
+    if pair is None:
+        return {"smallest_difference": None, "reason": _NO_PAIR}
+    tell, sft = pair
+    num_seeds, num_items = len(tell.seeds), tell.num_items
+    seed_sd = float((tell.scores - sft.scores).std(ddof=1)) / math.sqrt(2)
+    draws = tell.item_draws.mean(axis=0) - sft.item_draws.mean(axis=0)
+    item_sd = float(draws.std(ddof=1)) * math.sqrt(num_items)
+    reason = None
+    if not math.isfinite(seed_sd + item_sd):
+        reason = NO_SCORE
+    elif num_items < 2:
+        reason = _ONE_ITEM
+    elif seed_sd + item_sd < 1e-12:
+        reason = _NO_SPREAD
+    if reason is not None:
+        return {"smallest_difference": None, "reason": reason}
     found = smallest_difference(seed_sd, item_sd, num_seeds, num_items, confidence, power)
-    return entry | {"smallest_difference": found}
+    return {"smallest_difference": found, "reason": None}
 
 
 def power_before_training(
@@ -109,19 +147,22 @@ def power_before_training(
     """What a design can show before anything is trained.
 
     The item part is the worst that two independent arms can have on a metric with limits: half of
-    the items at either end, in each arm other ones. Where the arms agree on items it is better.
+    the items at either end, in each arm other ones. Arms that are paired on items seldom scatter
+    so. Seed noise is what an earlier run showed, or left out. The first makes the number too
+    large, the second too small: it is no bound in either direction.
 
     Args:
         metric: The metric.
         num_items: Test items.
         num_seeds: Seeds of each arm.
         seed_sd: Standard deviation over seeds of one training's score, from an earlier run. None:
-            seed noise is left out, and what is found is a lower bound.
+            seed noise is left out.
         confidence: Coverage of the interval.
         power: The chance to see the difference.
 
     Returns:
-        As `measured_power`, and ``assumption``: what the number rests on.
+        ``confidence``, ``power``, ``num_seeds``, ``num_items``, ``smallest_difference`` or its
+        ``reason``, and ``assumption``: what the number rests on.
     """
     entry: dict[str, Any] = {
         "confidence": confidence,
@@ -135,7 +176,7 @@ def power_before_training(
     if num_seeds < 2:
         return entry | {"reason": ONE_SEED}
     if num_items < 2:
-        return entry | {"reason": "one item: how much another would change the score is unknown"}
+        return entry | {"reason": _ONE_ITEM}
     span = metric.limits[1] - metric.limits[0]
     if not math.isfinite(span):
         reason = f"{metric.name} has no limits: how far items scatter shows in training alone"
@@ -146,21 +187,18 @@ def power_before_training(
     found = smallest_difference(
         seed_sd or 0.0, span / math.sqrt(2), num_seeds, num_items, confidence, power
     )
-    items = "items scatter as widely as the metric allows"
+    items = "items scatter as widely as the metric allows, which paired arms seldom do"
     if not isinstance(metric, MeanMetric):
         items += ", and the score is near their mean"
-    seeds = (
-        "no seed noise: at least this, more with it"
-        if seed_sd is None
-        else f"seed noise of {seed_sd:.3g}"
-    )
+    unknown = "seed noise unknown and left out"
+    seeds = unknown if seed_sd is None else f"seed noise of {seed_sd:.3g}"
     return entry | {"smallest_difference": found, "assumption": f"{items}; {seeds}"}
 
 
-def _pairs(points: Sequence[CurvePoint]) -> list[tuple[CurvePoint, CurvePoint]]:
+def _pairs(points: Sequence[CurvePoint]) -> list[_Pair]:
     """Arm `tell` and each SFT arm at the same budgets, with the seeds that both have."""
     told = [point for point in points if point.arm == "tell"]
-    plain = [point for point in points if point.arm in ("sft", "sft_matched")]
+    plain = [point for point in points if point.arm in SFT_ARMS]
     matched = [
         (tell, sft)
         for tell in told

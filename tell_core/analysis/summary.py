@@ -7,7 +7,7 @@ from typing import Any
 from tell_core.analysis.cells import AnalysedCell, ItemStatistics, Progress, trace_cell
 from tell_core.analysis.curves import CurvePoint, curve_row
 from tell_core.analysis.emergence import MIN_POINTS, REMARK, emergence_summary
-from tell_core.analysis.forecast import HORIZON_FACTOR, SFT_ARMS, forecast_metric
+from tell_core.analysis.forecast import HORIZON_FACTOR, forecast_metric
 from tell_core.analysis.leverage import crossing, leverage_ratio
 from tell_core.analysis.multiple import holm
 from tell_core.analysis.power import measured_power
@@ -17,7 +17,7 @@ from tell_core.analysis.variance import variance_row
 from tell_core.analysis.words import ARM_WORDS, count, metric_words, number, rounded, short
 from tell_core.evaluation.base import Metric
 from tell_core.evaluation.metrics import build_metrics
-from tell_core.spec.arms import parse_arm
+from tell_core.spec.arms import SFT_ARMS, parse_arm
 from tell_core.spec.model import AnalysisSpec, ExperimentSpec
 from tell_core.store import write_json
 
@@ -215,7 +215,9 @@ def _metric_entry(
             variance_row(point, scores, is_generated=metric.needs_generation)
             for point, scores in zip(points, repeats, strict=True)
         ],
-        "power": measured_power(points, resampling.confidence),
+        "power": measured_power(
+            points, resampling.confidence, higher_is_better=metric.higher_is_better
+        ),
     }
 
 

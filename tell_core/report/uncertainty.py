@@ -72,14 +72,23 @@ def _entry(run: RunFiles, metric: str) -> Json:
 
 
 def _power_sentence(metric: str, power: Json) -> str:
-    smallest = as_number(power.get("smallest_difference"))
-    if smallest is None:
-        reason = power.get("reason") or "no reason recorded"
+    """State the range of the smallest differences over the task budgets."""
+    rows = power.get("by_task_budget") or ()
+    known = [
+        smallest
+        for row in rows
+        if (smallest := as_number(row.get("smallest_difference"))) is not None
+    ]
+    if not known:
+        reasons = [power.get("reason"), *(row.get("reason") for row in rows)]
+        reason = next((reason for reason in reasons if reason), "no reason recorded")
         return f"The smallest difference this design can show is unknown: {reason}."
+    least, most = format_score(min(known)), format_score(max(known))
+    ends = least if least == most else f"{least} to {most}, depending on the task budget"
     return (
         f"With {plural(int(power['num_seeds']), 'seed')} and "
         f"{plural(int(power['num_items']), 'test item')} the smallest difference between two arms "
-        f"at one budget that this design can show is {format_score(smallest)} "
+        f"at one budget that this design can show is {ends} "
         f"({metric_title(metric)}; shown in "
         f"{format_share(power.get('power'))} of repeats, intervals of "
         f"{format_share(power.get('confidence'))}). Smaller true differences will mostly be missed."
@@ -157,13 +166,15 @@ def _unit(metric: str) -> str:
 
 
 def _power_table(run: RunFiles, names: Sequence[str]) -> Table:
-    columns = ("Metric", "Smallest difference", "Seeds", "Items", "Power", "Confidence")
+    columns = ("Metric", "Task budget", "Smallest difference", "Seeds", "Items", "Power",
+               "Confidence")  # fmt: skip
     rows = tuple(
         (
             Entry(metric_title(name)),
-            Entry(format_score(power.get("smallest_difference")),
-                  value=as_number(power.get("smallest_difference")),
-                  remark=str(power.get("reason") or "")),
+            Entry(format_count(row.get("task_budget_tokens"))),
+            Entry(format_score(row.get("smallest_difference")),
+                  value=as_number(row.get("smallest_difference")),
+                  remark=str(row.get("reason") or "")),
             Entry(format_count(power.get("num_seeds"))),
             Entry(format_count(power.get("num_items"))),
             Entry(format_share(power.get("power"))),
@@ -171,9 +182,10 @@ def _power_table(run: RunFiles, names: Sequence[str]) -> Table:
         )
         for name in names
         for power in (_entry(run, name)["power"],)
+        for row in power.get("by_task_budget") or ({"reason": power.get("reason")},)
     )  # fmt: skip
     caption = "Smallest difference between two arms at one budget that this design can show"
-    return Table(caption, columns, rows, frozenset(columns[1:]))
+    return shortened(Table(caption, columns, rows, frozenset(columns[1:])))
 
 
 def _variance_table(metric: str, entry: Json) -> Table:

@@ -47,6 +47,12 @@ def simulate(family: str, seed: int, num_seeds: int = 3) -> Growing:
     return Growing(BUDGETS, np.clip(scores, *limits), limits)
 
 
+def expected(family: str, seed: int) -> FloatArray:
+    """The curve that `simulate` adds noise to, shape (7,)."""
+    generator = np.random.default_rng([seed, list(FAMILIES).index(family)])
+    return FAMILIES[family][0](generator)
+
+
 def _log_uniform(generator: np.random.Generator, low: float, high: float) -> float:
     return float(low * (high / low) ** generator.random())
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tell_core.analysis.curves import CurvePoint
 from tell_core.analysis.forecast import (
     HORIZON_FACTOR,
+    MIN_EFFECTIVE_DRAWS,
     MeasuredCurve,
     Target,
     forecast_curve,
@@ -83,6 +84,98 @@ def test_hopeless_curves_are_undefined_with_a_reason(
 )
 def test_the_reason_says_what_is_missing(scores: np.ndarray, reason: str) -> None:
     assert reason in _forecast(scores)["reason"]
+
+
+@given(
+    st.lists(st.floats(0.02, 0.1), min_size=2, max_size=4),
+    st.floats(0.1, 0.3),
+    st.integers(2, 4),
+    st.booleans(),
+)
+@settings(max_examples=30, deadline=None)
+def test_a_curve_that_falls_beyond_its_noise_is_refused(
+    rises: list[float], fall: float, num_seeds: int, is_turned: bool
+) -> None:
+    means = 0.5 + np.cumsum([0.0, *rises, -fall])
+    noise = np.random.default_rng(0).normal(0, 0.003, (num_seeds, len(means)))
+
+    entry = _forecast(means + noise, targets=[Target("it", 0.5)], sign=-1.0 if is_turned else 1.0)
+
+    assert entry["status"] == "undefined" and entry["effective_draws"] is None
+    assert ("rises, which is worse" if is_turned else "falls with more") in entry["reason"]
+    assert f"that at {1000 * 2 ** len(rises):,} by more than its noise" in entry["reason"]
+    assert not (entry["gains"] or entry["band"] or entry["backtests"])
+    assert entry["targets"][0]["reason"] == entry["reason"]
+
+
+def test_a_fall_within_the_noise_is_no_fall() -> None:
+    scores = np.array([0.3, 0.5, 0.6, 0.6]) + np.array([[0.03, -0.03, 0.04, -0.05],
+                                                       [-0.02, 0.03, -0.03, 0.03],
+                                                       [0.0, -0.02, 0.04, -0.03]])  # fmt: skip
+
+    entry = _forecast(scores)
+
+    assert scores[:, -1].mean() < scores[:, -2].mean()
+    assert entry["status"] == "ok" and entry["effective_draws"] >= MIN_EFFECTIVE_DRAWS
+
+
+def test_few_plateaus_are_taken_for_falls() -> None:
+    truth = np.array([0.3, 0.5, 0.6, 0.6, 0.6])
+    draws = np.random.default_rng(0).normal(0, 0.02, (300, 3, 5))
+
+    refused = [_curve(truth + noise).why_undefined(5) is not None for noise in draws]
+
+    assert np.mean(refused) <= 0.06
+
+
+def test_backtests_leave_out_budgets_that_only_look_like_a_fall() -> None:
+    scores = np.array([0.3, 0.5, 0.4, 0.6, 0.7]) + np.array([[-0.002], [0.0], [0.002]])
+    scores += np.random.default_rng(0).normal(0, 0.002, scores.shape)
+
+    assert _curve(scores).why_undefined(3) is not None
+    assert _curve(scores).why_undefined(5) is None
+    assert all(len(row["fitted_on"]) > 3 for row in _forecast(scores)["backtests"])
+
+
+def test_scores_that_no_growth_curve_comes_near_are_refused(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr("tell_core.analysis.forecast.MIN_EFFECTIVE_DRAWS", 1e6)
+
+    entry = _forecast(simulate("probit", 0).scores[:, :NUM_MEASURED], targets=[Target("it", 0.9)])
+
+    assert entry["status"] == entry["targets"][0]["status"] == "undefined"
+    assert 0 < entry["effective_draws"] < 1e6
+    assert "worth" in entry["reason"] and not entry["backtests"]
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.002, 0.0002])
+def test_other_draws_give_nearly_the_same_forecast_of_eight_budgets(noise: float) -> None:
+    tokens = 1000 * 2.0 ** np.arange(8)
+    truth = 0.9 / (1 + (tokens / 60_000) ** -1.2)
+    scores = truth + np.random.default_rng(1).normal(0, noise, (3, 8))
+
+    first, second = (_forecast(scores, targets=[Target("it", 0.68)], seed=seed) for seed in (0, 1))
+
+    assert first["status"] == second["status"] == "ok"
+    assert min(entry["effective_draws"] for entry in (first, second)) >= MIN_EFFECTIVE_DRAWS
+    one, other = first["targets"][0], second["targets"][0]
+    for end in ("low", "more_tokens", "high"):
+        assert one[end] == pytest.approx(other[end], rel=0.15), end
+    for row, again in zip(first["gains"], second["gains"], strict=True):
+        assert row["high"] - row["low"] == pytest.approx(again["high"] - again["low"], rel=0.15)
+
+
+def test_what_was_measured_needs_no_more_whatever_the_curves_say() -> None:
+    truth = np.array([0.3, 0.5, 0.58, 0.6, 0.6])
+    scores = truth + np.random.default_rng(3).normal(0, 0.02, (3, 5))
+    best = float(scores.mean(axis=0).max())
+
+    safe, lucky = _forecast(scores, targets=[Target("a", 0.45), Target("b", best)])["targets"]
+
+    for target in (safe, lucky):
+        assert (target["status"], target["more_tokens"], target["low"]) == ("reached", 0.0, 0.0)
+    assert safe["high"] == 0.0 and safe["reason"] is None
+    assert lucky["high"] is None or lucky["high"] > 0
+    assert "noise" in lucky["reason"]
 
 
 def test_a_forecast_is_complete_ordered_and_inside_the_limits() -> None:
@@ -166,7 +259,7 @@ def test_sft_is_asked_for_what_tell_reaches_and_tell_for_the_best_of_all() -> No
     assert [curve["targets"][1]["label"] for curve in (sft, matched)] == [label, label]
     assert sft["targets"][1]["score"] == pytest.approx(0.8 * scores[:, -1].mean())
     assert tell["targets"][1]["label"] == (
-        "the best score of any arm (sft_matched with 16,000 task tokens)"
+        "the best score of any arm (SFT with as many steps with 16,000 task tokens)"
     )
 
 
@@ -236,10 +329,21 @@ def _forecast(
     targets: list[Target] | None = None,
     tokens: np.ndarray | None = None,
     limits: tuple[float, float] = (0.0, 1.0),
+    sign: float = 1.0,
+    seed: int = 0,
 ) -> dict[str, Any]:
+    curve = _curve(scores, tokens, limits, sign)
+    return forecast_curve(curve, targets or [], ANALYSIS.model_copy(update={"seed": seed}))
+
+
+def _curve(
+    scores: np.ndarray,
+    tokens: np.ndarray | None = None,
+    limits: tuple[float, float] = (0.0, 1.0),
+    sign: float = 1.0,
+) -> MeasuredCurve:
     budgets = 1000 * 2.0 ** np.arange(scores.shape[1]) if tokens is None else tokens
-    curve = MeasuredCurve("sft", None, budgets, scores, limits, 1.0, 0.0)
-    return forecast_curve(curve, targets or [], ANALYSIS)
+    return MeasuredCurve("sft", None, budgets, scores, limits, sign, 0.0)
 
 
 def _points(

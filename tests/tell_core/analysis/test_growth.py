@@ -113,7 +113,21 @@ def test_equal_means_with_noise_between_seeds_are_a_flat_curve() -> None:
 def test_no_few_draws_hold_all_of_the_weight() -> None:
     draws = [grow(*_measured(simulate(family, 5))).effective_draws for family in FAMILIES]
 
-    assert min(draws) > 30
+    assert min(draws) > 100
+
+
+@pytest.mark.parametrize("num_budgets", [8, 10])
+@pytest.mark.parametrize("noise", [0.002, 0.0002])
+def test_many_budgets_with_tiny_noise_leave_many_draws_too(num_budgets: int, noise: float) -> None:
+    tokens = 1000 * 2.0 ** np.arange(num_budgets)
+    truth = 1 / (1 + (tokens / 8000) ** -1.5)
+    scores = truth + np.random.default_rng(0).normal(0, noise, (3, num_budgets))
+
+    curves = grow(tokens, np.clip(scores, 0, 1), (0.0, 1.0))
+
+    assert curves.effective_draws > 200
+    spread = 0.02 + 3 * noise
+    assert np.median(curves.at(tokens), axis=0) == pytest.approx(truth, abs=spread)
 
 
 def _measured(study: Growing) -> Growing:

@@ -87,7 +87,9 @@ def test_variance_power_and_price_stand_beside_the_leverage(analysed: Path) -> N
     assert exact_match["variance"][-1]["num_repeats"] == 3
     assert exact_match["variance"][-1]["decoding_sd"] == pytest.approx(0.02)
     assert general["variance"][-1]["decoding_sd"] == 0
-    assert exact_match["power"]["smallest_difference"] > 0
+    rows = exact_match["power"]["by_task_budget"]
+    assert rows and all(row["reason"] or row["smallest_difference"] > 0 for row in rows)
+    assert any(row["smallest_difference"] for row in rows), rows
     assert {row["metric"] for row in leverage["price"]} == {"general_log_probability"}
     assert len(leverage["price"]) == len(general["curves"]) - 1
 

