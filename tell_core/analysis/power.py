@@ -19,6 +19,7 @@ from scipy import optimize, special, stats
 from tell_core.analysis.curves import NO_SCORE, ONE_SEED, CurvePoint
 from tell_core.analysis.leverage import common_seeds
 from tell_core.evaluation.base import MeanMetric, Metric
+from tell_core.spec.arms import SFT_ARMS
 
 POWER = 0.8
 _MIDPOINTS = (np.arange(512) + 0.5) / 512
