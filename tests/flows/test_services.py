@@ -115,6 +115,8 @@ def test_servers_worker_and_deployments_come_up_and_a_killed_server_comes_back(
         with SyncPrefectClient(f"http://127.0.0.1:{prefect}/api") as client:
             deployed = {deployment.name for deployment in client.read_deployments()}
         psutil.Process(first["prefect"].pid).kill()
+        while first["prefect"].process:
+            time.sleep(0.05)
         again = {one.name: one for one in services.up(tmp_path, prefect, mlflow, print)}
         states = {row["service"]: row["state"] for row in services.status(tmp_path)}
     finally:
