@@ -130,6 +130,7 @@ GENERAL = 20_000
 
 
 def simulated_spec(num_seeds: int) -> ExperimentSpec:
+    """The grid that is simulated; its names stand for nothing."""
     return ExperimentSpec.model_validate(
         {
             "name": "simulated",

@@ -87,7 +87,7 @@ def plan_experiment(
         "num_cells": len(plan_cells(spec)),
         "rendered_tokens": plan.rendered_tokens,
         "training_seconds": plan.training_seconds,
-        "evaluation_seconds": plan.cost.evaluation_seconds * len(plan_cells(spec)),
+        "evaluation_seconds": plan.evaluation_seconds,
         "wall_seconds": plan.wall_seconds,
         "num_lanes": plan.cost.num_lanes,
         "is_speed_measured": plan.cost.is_measured,

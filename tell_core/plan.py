@@ -71,6 +71,11 @@ class Plan:
         return sum(one.num_trainings * cost.training_seconds(one.ledger) for one in self.cells)
 
     @property
+    def evaluation_seconds(self) -> float:
+        """Estimate for all evaluations, one after another."""
+        return self.cost.evaluation_seconds * sum(not one.is_tuning for one in self.cells)
+
+    @property
     def wall_seconds(self) -> float:
         """Estimate for the whole run, trainings and evaluations side by side in the lanes."""
         return sum(plan.seconds(self.cost) for plan in self.cells) / self.cost.num_lanes

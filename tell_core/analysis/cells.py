@@ -12,12 +12,11 @@ from tell_core.analysis.curves import CurvePoint, score_trainings
 from tell_core.analysis.emergence import emergence_of_cell
 from tell_core.analysis.resampling import FloatArray, Resampling, item_weights
 from tell_core.errors import AnalysisError
-from tell_core.evaluation.base import PREDICTIONS_FILE, Metric
+from tell_core.evaluation.base import PREDICTIONS_FILE, SCORES_FILE, Metric
 from tell_core.evaluation.metrics import metric_statistics
 from tell_core.spec.arms import parse_arm
 from tell_core.store import read_json
 
-SCORES_FILE = "scores.json"
 Progress = Callable[[str, int, int], None]
 
 

@@ -24,6 +24,7 @@ from tell_core.spec.model import MetricSpec
 FloatArray = npt.NDArray[np.float64]
 Payload = list[Any]
 
+SCORES_FILE = "scores.json"
 PREDICTIONS_FILE = "predictions.jsonl"
 GENERAL_ITEMS_FILE = "general_items.jsonl"
 RETENTION_ITEMS_FILE = "retention_items.jsonl"

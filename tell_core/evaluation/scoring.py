@@ -18,7 +18,7 @@ from torch import nn
 
 from tell_core.data.encoding import EncodedExamples
 from tell_core.errors import DataError, EvaluationError
-from tell_core.evaluation.base import FloatArray, Metric, ScoredItem, items_file
+from tell_core.evaluation.base import SCORES_FILE, FloatArray, Metric, ScoredItem, items_file
 from tell_core.evaluation.generation import Counted, Decoding, Request, generate
 from tell_core.evaluation.harness import check_harness, run_harness
 from tell_core.evaluation.items import ItemSet, load_items, token_limit
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SCORES_FILE = "scores.json"
 Progress = Callable[[str, int, int], None]
 
 
