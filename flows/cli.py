@@ -1,22 +1,18 @@
 """The command line ``tell``. Heavy libraries are imported by the command that needs them."""
 
 import atexit
-import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Sequence
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any
 
 import typer
 
-from tell_core.errors import TellError
-
-P = ParamSpec("P")
+from flows.printing import duration, explained, print_json, print_table
 
 app = typer.Typer(
     add_completion=False,
@@ -44,23 +40,6 @@ def main() -> None:
     _set_defaults()
     atexit.register(_mute_finalisation)
     app()
-
-
-def explained(command: Callable[P, None]) -> Callable[P, None]:
-    """Print our own errors as a message and exit with their code; others keep their traceback."""
-
-    @wraps(command)
-    def run(*arguments: P.args, **options: P.kwargs) -> None:
-        try:
-            command(*arguments, **options)
-        except TellError as error:
-            print(f"tell: {error}", file=sys.stderr)
-            raise typer.Exit(error.exit_code) from error
-        except KeyboardInterrupt as error:
-            print("tell: interrupted; the same command goes on from here", file=sys.stderr)
-            raise typer.Exit(130) from error
-
-    return run
 
 
 @app.command()
@@ -112,15 +91,15 @@ def plan(
 
     planned = plan_experiment(spec, settings or [], out, hours)
     if as_json:
-        _print_json(planned)
+        print_json(planned)
         return
-    _print_table(planned["cells"])
+    print_table(planned["cells"])
     speed = "as fast as its finished trainings" if planned["is_speed_measured"] else "estimate"
     print(
         f"{planned['num_cells']} cells, {planned['rendered_tokens']:,} tokens to train on; about"
-        f" {_duration(planned['training_seconds'])} of training and"
-        f" {_duration(planned['evaluation_seconds'])} of evaluation,"
-        f" {_duration(planned['wall_seconds'])} in all with {planned['num_lanes']} side by side on"
+        f" {duration(planned['training_seconds'])} of training and"
+        f" {duration(planned['evaluation_seconds'])} of evaluation,"
+        f" {duration(planned['wall_seconds'])} in all with {planned['num_lanes']} side by side on"
         f" this machine ({speed}); {planned['disk_bytes'] / 1e6:,.0f} MB of disk"
     )
     for name, power in planned["power"].items():
@@ -143,7 +122,7 @@ def _power_line(metric: str, power: dict[str, Any]) -> str:
 
 def _print_designs(planned: dict[str, Any], command: str) -> None:
     print()
-    _print_table(planned["designs"])
+    print_table(planned["designs"])
     if planned["settings"] is None:
         least = planned["designs"][-1]["hours"]
         print(f"nothing fits into {planned['hours']:g} h: the smallest part takes {least:.2g} h")
@@ -162,9 +141,9 @@ def curate(spec: Spec, settings: Settings = None, out: Out = None, as_json: AsJs
 
     curated = curate_experiment(spec, settings or [], out)
     if as_json:
-        _print_json(curated)
+        print_json(curated)
         return
-    _print_table(curated["sources"])
+    print_table(curated["sources"])
     print(f"kept and rejected examples: {curated['directory']}")
 
 
@@ -176,9 +155,9 @@ def mix(spec: Spec, settings: Settings = None, out: Out = None, as_json: AsJson 
 
     mixtures = mix_experiment(spec, settings or [], out)
     if as_json:
-        _print_json(mixtures)
+        print_json(mixtures)
     else:
-        _print_table(mixtures)
+        print_table(mixtures)
 
 
 @app.command()
@@ -196,9 +175,9 @@ def results(
     columns, rows = query(directory, sql or SCORES_SQL)
     table = [dict(zip(columns, row, strict=True)) for row in rows]
     if as_json:
-        _print_json(table)
+        print_json(table)
     else:
-        _print_table(table, columns)
+        print_table(table, columns)
 
 
 @app.command()
@@ -250,9 +229,9 @@ def status(home: Home = Path(".tell"), as_json: AsJson = False) -> None:
 
     rows = services.status(home)
     if as_json:
-        _print_json(rows)
+        print_json(rows)
     elif rows:
-        _print_table(rows)
+        print_table(rows)
     else:
         print("nothing was started here; `tell up` does")
 
@@ -271,9 +250,9 @@ def doctor(
 
     checks, samples = examine(spec, settings or [], out)
     if as_json:
-        _print_json([vars(check) for check in checks])
+        print_json([vars(check) for check in checks])
     else:
-        _print_table([vars(check) for check in checks])
+        print_table([vars(check) for check in checks])
         for sample in samples:
             _print_sample(sample)
     if worst(checks) == "fail":
@@ -345,39 +324,6 @@ def _print_answer(outcome: dict[str, Any]) -> None:
         print("\n".join(sentences), end="\n\n")
     for name, value in outcome["places"].items():
         print(f"{name + ':':10} {value}")
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1, ensure_ascii=False, default=str))
-
-
-def _print_table(rows: Sequence[dict[str, Any]], columns: Sequence[str] = ()) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    names = list(columns) or (list(rows[0]) if rows else [])
-    for name in names:
-        is_number = any(isinstance(row[name], int | float) for row in rows)
-        table.add_column(name, justify="right" if is_number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(_cell_text(row[name]) for name in names))
-    # In a pipe there is no width to fit into: never fold a line there.
-    Console(width=None if sys.stdout.isatty() else 10_000).print(table)
-
-
-def _cell_text(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 if __name__ == "__main__":
