@@ -7,19 +7,23 @@ sees only those, so that a bootstrap of thousands of draws needs neither texts n
 Shape letters: N items, K statistics per item, D draws of item weights.
 """
 
+from __future__ import annotations
+
 import re
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from tell_core.errors import InputError
 from tell_core.evaluation.parsing import Answer, value_text
-from tell_core.spec.model import MetricSpec
+
+if TYPE_CHECKING:
+    from tell_core.spec.model import MetricSpec
 
 FloatArray = npt.NDArray[np.float64]
 Payload = list[Any]

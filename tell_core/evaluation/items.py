@@ -7,14 +7,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tell_core.data.encoding import EncodedExamples
 from tell_core.errors import EvaluationError, InputError
 from tell_core.evaluation.base import FloatArray, ScoredItem
 from tell_core.evaluation.generation import Request
 from tell_core.evaluation.parsing import parse_answer
-from tell_core.spec.model import EvaluationSpec, ParseSpec
+
+if TYPE_CHECKING:
+    from tell_core.spec.model import EvaluationSpec, ParseSpec
 
 
 @dataclass(frozen=True)

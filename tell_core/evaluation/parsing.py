@@ -4,12 +4,15 @@ Nothing here raises on any text: what cannot be read has the value None, and eve
 that as wrong.
 """
 
+from __future__ import annotations
+
 import json
 import re
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from tell_core.spec.model import ParseSpec
+if TYPE_CHECKING:
+    from tell_core.spec.model import ParseSpec
 
 _OBJECT_START = re.compile(r"\{")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")

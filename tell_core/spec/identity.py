@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 _READ_BYTES = 1 << 20
 
 
@@ -40,8 +38,8 @@ def file_digest(path: Path) -> str:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, BaseModel):
-        return _plain(value.model_dump())
+    if callable(dump := getattr(value, "model_dump", None)):  # pydantic, without importing it
+        return _plain(dump())
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):

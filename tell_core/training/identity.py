@@ -1,8 +1,11 @@
 """What of the training settings decides the result, and so belongs to a training's identity."""
 
-from typing import Any
+from __future__ import annotations
 
-from tell_core.spec.model import TrainingSpec
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tell_core.spec.model import TrainingSpec
 
 # Where, how fast and in what pieces a training is computed, never what.
 NOT_IDENTITY = frozenset({"device", "threads", "checkpoint_seconds", "micro_batch_size"})

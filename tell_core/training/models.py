@@ -18,13 +18,14 @@ from torch import nn
 
 from tell_core.errors import ModelError
 from tell_core.spec.identity import file_digest
-from tell_core.spec.model import TrainingSpec
 from tell_core.store import read_json, write_json
 from tell_core.training.devices import DtypeName, resolve_device, resolve_precision
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from tell_core.spec.model import TrainingSpec
 
 ADAPTER_DIRECTORY = "adapter"
 MODEL_DIRECTORY = "model"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from tell_core.spec.model import TrainingSpec
+if TYPE_CHECKING:
+    from tell_core.spec.model import TrainingSpec
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
