@@ -215,6 +215,9 @@ class TrainingSpec(Section):
     num_probes: Annotated[int, Field(ge=2)] = 16
     """Logarithmically spaced steps at which the probe set's loss is measured. With 16 points steps
     and gradual falls are told apart at the stated rates; with 8 steps are not recognised."""
+    trace_tokens: Annotated[int, Field(ge=0)] = 2000
+    """Supervised tokens of the probe set whose own losses are kept, by seeded choice; the same in
+    every cell. They cost no forward pass beside the probes."""
     checkpoint_seconds: PositiveFloat = 60.0
     """Seconds between checkpoints."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -348,6 +351,9 @@ class AnalysisSpec(Section):
     """Seed of the bootstrap."""
     target_score: float | None = None
     """Score of the primary metric for which the forecast says how much task data it takes."""
+    target_half_width: PositiveFloat | None = None
+    """An adaptive run adds seeds one by one until half the interval of TELL's advantage, in units
+    of the primary metric, is at most this; None: all seeds at once."""
     forecast_confidence: Annotated[float, Field(gt=0, lt=1)] = 0.8
     """Coverage of the forecast's intervals."""
 

@@ -14,7 +14,6 @@ from torch import nn
 from tell_core.data.encoding import EncodedExamples, Mixture, from_lists
 from tell_core.errors import DataError
 from tell_core.spec.identity import file_digest, fingerprint
-from tell_core.spec.model import TrainingSpec
 from tell_core.store import explain_disk_errors, read_json, write_json
 from tell_core.training import devices, models
 from tell_core.training.checkpoints import remove_checkpoints
@@ -25,6 +24,8 @@ from tell_core.training.trainer import OnProgress, Trainer, checkpoint_directory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from tell_core.spec.model import TrainingSpec
 
 MIXTURE_FILE = "mixture.safetensors"
 PROBE_FILE = "probe.safetensors"
@@ -180,7 +181,13 @@ def _write_results(
     trainer.take_kept_weights()
     models.save_trained(trainer.model, tokenizer, out)
     progress = trainer.progress
-    save_probe(out / PROBE_LOSSES_FILE, trainer.probe_steps, trainer.probe_losses())
+    save_probe(
+        out / PROBE_LOSSES_FILE,
+        trainer.probe_steps,
+        trainer.probe_losses(),
+        trainer.traced_tokens,
+        trainer.trace_losses(),
+    )
     seconds = progress.train_seconds
     summary = {
         "identity": identity,

@@ -1,6 +1,10 @@
 """Probes: the loss of fixed examples at logarithmically spaced steps of a training.
 
-Shape letters: N probe examples, P probe steps.
+The loss of single tokens comes with it at no extra forward pass: an example's loss is the mean over
+its supervised tokens. Of all these tokens a seeded choice is kept, the same in every cell.
+
+Shape letters: N probe examples, P probe steps, T supervised tokens of the probe set, S of them
+whose own losses are kept.
 """
 
 from __future__ import annotations
@@ -8,17 +12,19 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
-from tell_core.data.encoding import EncodedExamples
+from tell_core.data.encoding import EncodedExamples, IntArray
 from tell_core.training.collation import FloatArray, MicroBatch, collate
 from tell_core.training.losses import supervised_nll
 
 PROBE_BATCH_TOKENS = 8192
+_TRACE_SEED = 0  # never the training's: all cells trace the same tokens
 
 
 def probe_steps(num_steps: int, num_probes: int) -> tuple[int, ...]:
@@ -46,13 +52,19 @@ class ProbeSet:
 
     Attributes:
         batches: Micro-batches of similar length.
-        num_examples: N.
+        token_starts: Shape (N + 1,). Where the supervised tokens of each example begin among all
+            T of them.
         is_task: Shape (N,). Whether an example belongs to the task.
     """
 
     batches: tuple[MicroBatch, ...]
-    num_examples: int
+    token_starts: IntArray
     is_task: npt.NDArray[np.bool_]
+
+    @property
+    def num_examples(self) -> int:
+        """N."""
+        return len(self.is_task)
 
     @classmethod
     def prepare(cls, examples: EncodedExamples, device: torch.device) -> ProbeSet:
@@ -66,35 +78,107 @@ class ProbeSet:
             rows.append(row)
         if rows:
             batches.append(collate(examples, rows, device))
-        return cls(tuple(batches), len(examples), examples.is_task)
+        counts = examples.lengths - examples.response_starts
+        starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        return cls(tuple(batches), starts, examples.is_task)
 
     def measure(self, model: nn.Module, autocast: AbstractContextManager[object]) -> FloatArray:
         """Mean negative log-likelihood per supervised token of each example, in nats, shape (N,).
 
         Dropout is off while measuring.
         """
+        return self.by_example(self.measure_tokens(model, autocast))
+
+    def measure_tokens(
+        self, model: nn.Module, autocast: AbstractContextManager[object]
+    ) -> FloatArray:
+        """Negative log-likelihood of every supervised token, in nats.
+
+        Dropout is off while measuring.
+
+        Returns:
+            Shape (T,), example after example.
+        """
         was_training = model.training
         model.eval()
-        losses = np.empty(self.num_examples, dtype=np.float64)
+        nll_T = np.empty(int(self.token_starts[-1]), dtype=np.float64)
         with torch.no_grad(), autocast:
             for batch in self.batches:
-                losses[batch.rows] = _mean_nll(model, batch)
+                nll_T[self._places(batch)] = supervised_nll(model, batch).double().cpu().numpy()
         model.train(was_training)
-        return losses
+        return nll_T
+
+    def by_example(self, nll_T: FloatArray) -> FloatArray:
+        """Means over the tokens of each example, shape (N,)."""
+        if not self.num_examples:
+            return np.empty(0)
+        sums: FloatArray = np.add.reduceat(nll_T, self.token_starts[:-1])
+        return sums / np.diff(self.token_starts)
+
+    def _places(self, batch: MicroBatch) -> IntArray:
+        """Where the supervised tokens of a batch stand among all T."""
+        starts, ends = self.token_starts[batch.rows], self.token_starts[batch.rows + 1]
+        ranges = [np.arange(start, end) for start, end in zip(starts, ends, strict=True)]
+        return np.concatenate(ranges)
 
     def task_loss(self, losses: FloatArray) -> float | None:
         """Mean of the task examples' losses, or None when there are no task examples."""
         return float(losses[self.is_task].mean()) if self.is_task.any() else None
 
 
-def _mean_nll(model: nn.Module, batch: MicroBatch) -> FloatArray:
-    nll_S = supervised_nll(model, batch).double().cpu().numpy()
-    return batch.sum_by_row(nll_S) / batch.sum_by_row(np.ones_like(nll_S))
+@dataclass(frozen=True)
+class TracedTokens:
+    """Supervised tokens whose own losses are kept.
+
+    Attributes:
+        places: Shape (S,), rising. Places among all T supervised tokens.
+        examples: Shape (S,). Row of each in the probe set.
+        positions: Shape (S,). Place in its response, from 0.
+    """
+
+    places: IntArray
+    examples: IntArray
+    positions: IntArray
+
+    @classmethod
+    def choose(cls, probe_set: ProbeSet, max_tokens: int) -> TracedTokens:
+        """Draw ``max_tokens`` supervised tokens, or take all where there are no more.
+
+        Uniform and without replacement, so that shares among them estimate shares among all; the
+        seed is constant, so that every cell of an experiment traces the same tokens.
+        """
+        starts = probe_set.token_starts
+        generator = np.random.default_rng(_TRACE_SEED)
+        places = np.sort(generator.permutation(int(starts[-1]))[:max_tokens])
+        examples = np.searchsorted(starts, places, side="right") - 1
+        return cls(places, examples, places - starts[examples])
 
 
-def save_probe(path: Path, steps: tuple[int, ...], losses: FloatArray) -> None:
-    """Write ``steps`` (P,) and ``losses`` (P, N)."""
-    np.savez(path, steps=np.asarray(steps, dtype=np.int64), losses=losses)
+def save_probe(
+    path: Path,
+    steps: tuple[int, ...],
+    losses: FloatArray,
+    tokens: TracedTokens | None = None,
+    token_losses: FloatArray | None = None,
+) -> None:
+    """Write probe losses, and those of single tokens where they were traced.
+
+    Args:
+        path: File to write.
+        steps: P probe steps.
+        losses: Shape (P, N). Losses of the probe examples.
+        tokens: The S traced tokens.
+        token_losses: Shape (P, S). Their losses; kept in single precision, with which they were
+            computed.
+    """
+    arrays: dict[str, Any] = {"steps": np.asarray(steps, dtype=np.int64), "losses": losses}
+    if tokens is not None and token_losses is not None:
+        arrays |= {
+            "token_losses": token_losses.astype(np.float32),
+            "token_examples": tokens.examples.astype(np.int32),
+            "token_positions": tokens.positions.astype(np.int32),
+        }
+    np.savez(path, **arrays)
 
 
 def load_probe(path: Path) -> tuple[npt.NDArray[np.int64], FloatArray]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -25,7 +25,6 @@ from torch import nn
 
 from tell_core.data.encoding import EncodedExamples, IntArray, Mixture
 from tell_core.errors import SpecError, TrainingError
-from tell_core.spec.model import TrainingSpec
 from tell_core.training import devices
 from tell_core.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from tell_core.training.collation import FloatArray
@@ -38,7 +37,10 @@ from tell_core.training.optimisation import (
     set_learning_rate,
     trainable_parameters,
 )
-from tell_core.training.probes import ProbeSet, probe_steps
+from tell_core.training.probes import ProbeSet, TracedTokens, probe_steps
+
+if TYPE_CHECKING:
+    from tell_core.spec.model import TrainingSpec
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +105,7 @@ class Progress:
     kept_dev_loss: float | None = None
     log: list[str] = field(default_factory=list)
     probes: list[FloatArray] = field(default_factory=list)
+    traces: list[FloatArray] = field(default_factory=list)
     kept_weights: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
@@ -134,6 +137,7 @@ class Trainer:
         self.precision = precision
         self.num_steps = mixture.num_steps(training.batch_size)
         self.probe_set = ProbeSet.prepare(probe, device)
+        self.traced_tokens = TracedTokens.choose(self.probe_set, training.trace_tokens)
         self.probe_steps = probe_steps(self.num_steps, training.num_probes)
         self.parameters = trainable_parameters(model)
         self.optimiser = create_optimiser(self.parameters, training.weight_decay)
@@ -242,10 +246,12 @@ class Trainer:
         if not due or due[0] != progress.step:
             return
         started = time.perf_counter()
-        losses = self.probe_set.measure(self.model, self.precision.autocast(self.device))
+        nll_T = self.probe_set.measure_tokens(self.model, self.precision.autocast(self.device))
+        losses = self.probe_set.by_example(nll_T)
         if not np.isfinite(losses).all():
             raise _probe_error(progress.step, losses)
         progress.probes.append(losses)
+        progress.traces.append(nll_T[self.traced_tokens.places])
         self._keep_if_best(self.probe_set.task_loss(losses))
         progress.probe_seconds += time.perf_counter() - started
 
@@ -276,6 +282,7 @@ class Trainer:
         tensors |= {f"kept/{name}": value for name, value in progress.kept_weights.items()}
         tensors |= optimiser_tensors(self.parameters, self.optimiser)
         tensors["probes"] = torch.from_numpy(self.probe_losses())
+        tensors["traces"] = torch.from_numpy(self.trace_losses())
         state = {name: getattr(progress, name) for name in _SCALARS}
         return Checkpoint(progress.step, identity, tensors, state, "".join(progress.log))
 
@@ -288,6 +295,7 @@ class Trainer:
             **checkpoint.state,
             log=checkpoint.log.splitlines(keepends=True),
             probes=list(tensors["probes"].numpy()),
+            traces=list(tensors["traces"].numpy()),
             kept_weights=_with_prefix(tensors, "kept/"),
         )
 
@@ -305,6 +313,11 @@ class Trainer:
         """Probe losses so far, shape (P, N)."""
         shape = (len(self.progress.probes), self.probe_set.num_examples)
         return np.asarray(self.progress.probes, dtype=np.float64).reshape(shape)
+
+    def trace_losses(self) -> FloatArray:
+        """Losses of the traced tokens so far, shape (P, S)."""
+        shape = (len(self.progress.traces), len(self.traced_tokens.places))
+        return np.asarray(self.progress.traces, dtype=np.float64).reshape(shape)
 
     def peak_memory_bytes(self) -> int:
         """Peak memory over all attempts at this training; see `devices.peak_memory_bytes`."""

@@ -81,7 +81,7 @@ def outcome(out: Path) -> dict[str, Any]:
     summary = json.loads((out / "summary.json").read_text())
     return {
         "log": log,
-        "probe": load_probe(out / "probe.npz")[1].tobytes(),
+        "probe": [array.tobytes() for array in np.load(out / "probe.npz").values()],
         "weights": weights.read_bytes(),
         "kept": (summary["kept_step"], summary["kept_dev_loss"], summary["final_loss"]),
     }

@@ -69,3 +69,52 @@ def test_saved_probes_are_read_back(tmp_path: Path):
     steps, read = probes.load_probe(tmp_path / "probe.npz")
     assert steps.tolist() == [0, 7]
     assert np.array_equal(read, losses)
+
+
+def test_token_losses_average_to_the_losses_of_their_examples(
+    random_examples: Callable[..., EncodedExamples],
+    base: LoadedModel,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(probes, "PROBE_BATCH_TOKENS", 40)
+    examples = random_examples(3, 4)
+    probe_set = probes.ProbeSet.prepare(examples, CPU)
+
+    nll = probe_set.measure_tokens(base.model, FLOAT32.autocast(CPU))
+
+    alone = [supervised_nll(base.model, collate(examples, [row], CPU)) for row in range(7)]
+    assert nll == pytest.approx(torch.cat(alone).double().detach().numpy(), abs=1e-5)
+    assert probe_set.by_example(nll) == pytest.approx([float(one.mean()) for one in alone])
+
+
+@given(max_tokens=st.integers(0, 60))
+def test_traced_tokens_are_distinct_and_at_most_as_many_as_wished(max_tokens: int):
+    starts = np.array([0, 4, 9, 10, 30])
+    probe_set = probes.ProbeSet((), starts, np.ones(4, dtype=bool))
+
+    traced = probes.TracedTokens.choose(probe_set, max_tokens)
+
+    assert len(set(traced.places.tolist())) == len(traced.places) == min(max_tokens, 30)
+    assert np.array_equal(starts[traced.examples] + traced.positions, traced.places)
+    assert (traced.positions < np.diff(starts)[traced.examples]).all()
+
+
+def test_traced_tokens_are_the_same_each_time():
+    probe_set = probes.ProbeSet((), np.array([0, 500, 1000]), np.ones(2, dtype=bool))
+
+    first, second = (probes.TracedTokens.choose(probe_set, 20) for _ in range(2))
+
+    assert np.array_equal(first.places, second.places)
+
+
+def test_saved_token_losses_are_read_back(tmp_path: Path):
+    probe_set = probes.ProbeSet((), np.array([0, 2, 5]), np.ones(2, dtype=bool))
+    traced = probes.TracedTokens.choose(probe_set, 3)
+    token_losses = np.arange(6.0).reshape(2, 3)
+
+    probes.save_probe(tmp_path / "probe.npz", (0, 7), np.zeros((2, 2)), traced, token_losses)
+
+    with np.load(tmp_path / "probe.npz", allow_pickle=False) as arrays:
+        assert np.array_equal(arrays["token_losses"], token_losses)
+        assert np.array_equal(arrays["token_examples"], traced.examples)
+        assert np.array_equal(arrays["token_positions"], traced.positions)
