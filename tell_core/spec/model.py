@@ -356,6 +356,9 @@ class AnalysisSpec(Section):
     of the primary metric, is at most this; None: all seeds at once."""
     forecast_confidence: Annotated[float, Field(gt=0, lt=1)] = 0.8
     """Coverage of the forecast's intervals."""
+    quantum_column: str | None = None
+    """Column of the general data that names the skill of an example; its shares are the use
+    frequencies that learning times are regressed on. None: no such regression."""
 
 
 class ExperimentSpec(Section):
