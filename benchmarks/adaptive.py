@@ -1,6 +1,6 @@
 """What an adaptive run saves, and whether it reaches the full grid's conclusion.
 
-    python benchmarks/adaptive.py RUN_DIRECTORY [--studies 200]
+    python benchmarks/adaptive.py RUN_DIRECTORY [--studies 200] [--widths 0.05 …]
 
 First a recorded full grid is replayed: the adaptive runner sees only the cells it asks for. Then
 studies are simulated whose true leverage is known: learning curves are sums of quanta,
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tell_core.analysis.adaptive import Contender, Judge, contest, judge_of, next_round
+from tell_core.analysis.adaptive import Contender, Finding, Judge, contest, judge_of, next_round
 from tell_core.analysis.cells import AnalysedCell, ItemStatistics
 from tell_core.analysis.curves import CurvePoint
 from tell_core.analysis.leverage import leverage_ratio
@@ -44,7 +44,7 @@ def replay(spec: ExperimentSpec, grid: Grid, sign: float) -> tuple[set[Cell], li
 
 
 def judge_on(grid: Grid, finished: dict[Cell, float], spec: ExperimentSpec, sign: float) -> Judge:
-    def judge(one: Contender, budget: int) -> tuple[float | None, float | None]:
+    def judge(one: Contender, budget: int) -> Finding:
         seen = seen_points(grid, finished)
         return judge_of(seen, spec.analysis, higher_is_better=sign > 0)(one, budget)
 
@@ -129,7 +129,7 @@ BUDGETS = (250, 500, 1000, 2000, 4000, 8000)
 GENERAL = 20_000
 
 
-def simulated_spec(num_seeds: int) -> ExperimentSpec:
+def simulated_spec(num_seeds: int, target: float | None = None) -> ExperimentSpec:
     """The grid that is simulated; its names stand for nothing."""
     return ExperimentSpec.model_validate(
         {
@@ -140,7 +140,7 @@ def simulated_spec(num_seeds: int) -> ExperimentSpec:
             "budgets": {"task_tokens": BUDGETS, "general_tokens": GENERAL},
             "arms": ["sft", "sft_matched", "tell"],
             "seeds": list(range(num_seeds)),
-            "analysis": {"bootstrap_draws": 500},
+            "analysis": {"bootstrap_draws": 500, "target_half_width": target},
         }
     )
 
@@ -185,9 +185,9 @@ class Study:
         return grid
 
 
-def simulated(num_studies: int, num_seeds: int) -> None:
+def simulated(num_studies: int, num_seeds: int, target: float | None) -> None:
     """Agreement, saving and bias over many studies."""
-    spec = simulated_spec(num_seeds)
+    spec = simulated_spec(num_seeds, target)
     rng = np.random.default_rng(0)
     counts: Counter[str] = Counter()
     shares: list[float] = []
@@ -209,7 +209,7 @@ def simulated(num_studies: int, num_seeds: int) -> None:
                 counts[f"claim, {name}"] += 1
                 counts[f"false, {name}"] += study.truth[budget] <= 1
                 errors[name].append(float(np.log(ratio / study.truth[budget])))
-    print(f"simulated, {num_studies} studies, {num_seeds} seeds:")
+    print(f"simulated, {num_studies} studies, {num_seeds} seeds, half width wanted: {target}")
     print(
         f"  training tokens used: median {np.median(shares):.0%},"
         f" 90th percentile {np.quantile(shares, 0.9):.0%}"
@@ -224,9 +224,9 @@ def simulated(num_studies: int, num_seeds: int) -> None:
         )
 
 
-def without_leverage(num_studies: int, num_seeds: int) -> None:
+def without_leverage(num_studies: int, num_seeds: int, target: float | None) -> None:
     """How often leverage is claimed where there is none at any budget."""
-    spec = simulated_spec(num_seeds)
+    spec = simulated_spec(num_seeds, target)
     rng = np.random.default_rng(1)
     claims: Counter[str] = Counter()
     for _ in range(num_studies):
@@ -266,12 +266,15 @@ def main() -> None:
     )
     parser.add_argument("run", type=Path, nargs="?", help="directory of a finished run")
     parser.add_argument("--studies", type=int, default=200)
+    parser.add_argument(
+        "--widths", type=float, nargs="*", default=[0.02, 0.05, 0.1], help="half widths to stop at"
+    )
     arguments = parser.parse_args()
     if arguments.run:
         recorded(arguments.run)
-    for num_seeds in (3, 5):
-        simulated(arguments.studies, num_seeds)
-        without_leverage(arguments.studies, num_seeds)
+    for num_seeds, target in ((3, None), (5, None), *((5, width) for width in arguments.widths)):
+        simulated(arguments.studies, num_seeds, target)
+        without_leverage(arguments.studies, num_seeds, target)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from tell_core.analysis.summary import FORECAST_FILE, verdict_sentence
 from tell_core.demo import find_world
 from tell_core.doctor import Check, Sample, check_environment, check_experiment
 from tell_core.pipeline import curate_stage, mix_stage
-from tell_core.plan import make_plan, measured_seed_sd, plan_rows
+from tell_core.plan import make_plan, plan_rows
 from tell_core.planner import Design, designs
 from tell_core.results import default_root, is_finished, open_run, sole_owner, source_rows
 from tell_core.spec.cells import plan_cells
@@ -97,17 +97,12 @@ def plan_experiment(
     }
     if hours is None:
         return planned
-    seed_sd = measured_seed_sd(root, spec.analysis.primary_metric)
-    return planned | _fitting(designs(spec, plan), hours, seed_sd)
+    unit = spec.analysis.primary_metric if plan.noise else "seed sd"
+    return planned | _fitting(designs(spec, plan), hours, unit)
 
 
-def _fitting(parts: Sequence[Design], hours: float, seed_sd: float | None) -> dict[str, Any]:
-    """The parts of an experiment, and the largest that fits.
-
-    Half the expected interval of a difference is given in standard deviations over seeds, and in
-    units of the primary metric where an earlier run has measured those.
-    """
-    unit, scale = ("seed sd", 1.0) if seed_sd is None else ("primary metric", seed_sd)
+def _fitting(parts: Sequence[Design], hours: float, unit: str) -> dict[str, Any]:
+    """The parts of an experiment, and the largest that fits; half widths are in ``unit``."""
     fitting = next((part for part in parts if part.hours <= hours), None)
     return {
         "hours": hours,
@@ -116,9 +111,7 @@ def _fitting(parts: Sequence[Design], hours: float, seed_sd: float | None) -> di
                 "hours": round(part.hours, 3),
                 "cells": part.num_cells,
                 "seeds": len(part.spec.seeds),
-                f"half width, {unit}": scale * part.seed_half_width
-                if part.seed_half_width
-                else None,
+                f"half width, {unit}": part.half_width,
                 "leaves out": part.left_out[-1] if part.left_out else "nothing",
                 "fits": "<-" if part is fitting else "",
             }

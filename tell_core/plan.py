@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tell_core.analysis.power import power_before_training
+from tell_core.analysis.power import Noise, power_before_training
 from tell_core.analysis.summary import LEVERAGE_FILE
 from tell_core.cost import Cost, estimate_cost, num_parameters
 from tell_core.data.mixtures import plan_cell
@@ -52,12 +52,14 @@ class Plan:
         cost: What tokens cost on this machine.
         disk_bytes: Estimate of what the run directory will hold.
         power: For each metric on test items, the smallest difference that can be shown.
+        noise: Noise of the primary metric, where an earlier run of the directory measured it.
     """
 
     cells: tuple[CellPlan, ...]
     cost: Cost
     disk_bytes: int
     power: dict[str, dict[str, Any]]
+    noise: Noise | None
 
     @property
     def rendered_tokens(self) -> int:
@@ -101,6 +103,7 @@ def make_plan(spec: ExperimentSpec, curated: Stage) -> Plan:
         cost=estimate_cost(spec, curated, parameters),
         disk_bytes=_disk_bytes(spec, cells, parameters),
         power=power_of(spec, curated),
+        noise=measured_noise(curated.root, spec.analysis.primary_metric),
     )
 
 
@@ -114,7 +117,7 @@ def power_of(spec: ExperimentSpec, curated: Stage) -> dict[str, dict[str, Any]]:
             metric,
             num_items,
             len(spec.seeds),
-            measured_seed_sd(curated.root, metric.name),
+            measured_noise(curated.root, metric.name),
             confidence=confidence,
         )
         for metric in build_metrics(spec.evaluation)
@@ -122,15 +125,25 @@ def power_of(spec: ExperimentSpec, curated: Stage) -> dict[str, dict[str, Any]]:
     }
 
 
-def measured_seed_sd(root: Path, metric: str) -> float | None:
-    """Spread of a score over seeds in an earlier run of this directory, or None.
+def measured_noise(root: Path, metric: str) -> Noise | None:
+    """How far seeds and items scattered in an earlier run of this directory, or None.
 
-    The root mean square over its cells, so that it is about a typical budget.
+    Root mean squares over its task budgets, so that they are about a typical one.
     """
     path = root / LEVERAGE_FILE
     entry = read_json(path)["metrics"].get(metric) if path.exists() else None
-    found = [row["seed_sd"] for row in (entry or {}).get("variance", ()) if row["seed_sd"]]
-    return math.sqrt(sum(sd**2 for sd in found) / len(found)) if found else None
+    rows = [row for row in _power_rows(entry) if row.get("seed_sd") is not None]
+    if not rows:
+        return None
+    return Noise(*(_root_mean_square([row[name] for row in rows]) for name in Noise._fields))
+
+
+def _power_rows(entry: dict[str, Any] | None) -> Sequence[dict[str, Any]]:
+    return entry["power"]["by_task_budget"] if entry and entry["power"] else ()
+
+
+def _root_mean_square(values: Sequence[float]) -> float:
+    return math.sqrt(sum(value**2 for value in values) / len(values))
 
 
 def plan_rows(plan: Plan) -> list[dict[str, Any]]:

@@ -10,14 +10,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from scipy import stats
-
+from tell_core.analysis.power import Noise, half_width
 from tell_core.plan import Plan
 from tell_core.spec.cells import Cell, short_count
 from tell_core.spec.model import ExperimentSpec
 
 CORE_ARMS = ("base", "base_few_shot", "sft", "sft_matched", "tell")
 _FEWEST_BUDGETS = 3
+_SEEDS_ALONE = Noise(seed_sd=1.0, item_difference_sd=0.0)
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,16 @@ class Design:
         left_out: What of the whole it leaves out, in the order of leaving out.
         hours: Estimate of its wall time on this machine.
         num_cells: Its cells.
-        seed_half_width: Half the expected interval of a difference between two arms, in standard
-            deviations over seeds; None with one seed, which gives no interval.
+        half_width: Half the expected interval of a difference between two arms on the primary
+            metric, in its units where the plan knows its noise; else in standard deviations over
+            seeds, items left out. None with one seed or item, which give no interval.
     """
 
     spec: ExperimentSpec
     left_out: tuple[str, ...]
     hours: float
     num_cells: int
-    seed_half_width: float | None
+    half_width: float | None
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -72,14 +73,6 @@ def designs(spec: ExperimentSpec, plan: Plan) -> list[Design]:
     return found
 
 
-def half_width(num_seeds: int, confidence: float) -> float | None:
-    """Half the interval of a difference of two means over S seeds, in sds over seeds."""
-    if num_seeds < 2:
-        return None
-    critical = float(stats.t.ppf((1 + confidence) / 2, num_seeds - 1))
-    return critical * math.sqrt(2 / num_seeds)
-
-
 def _design(spec: ExperimentSpec, left_out: tuple[str, ...], plan: Plan) -> Design:
     entries = [entry for entry in plan.cells if _is_within(entry.cell, spec, entry.is_tuning)]
     seconds = sum(entry.seconds(plan.cost) for entry in entries) / plan.cost.num_lanes
@@ -88,7 +81,12 @@ def _design(spec: ExperimentSpec, left_out: tuple[str, ...], plan: Plan) -> Desi
         left_out=left_out,
         hours=seconds / 3600,
         num_cells=sum(not entry.is_tuning for entry in entries),
-        seed_half_width=half_width(len(spec.seeds), spec.analysis.confidence),
+        half_width=half_width(
+            plan.noise or _SEEDS_ALONE,
+            len(spec.seeds),
+            plan.power[spec.analysis.primary_metric]["num_items"],
+            spec.analysis.confidence,
+        ),
     )
 
 

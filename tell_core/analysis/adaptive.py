@@ -12,8 +12,13 @@ is decided by what the earlier ones gave:
    that was better, which is needed at the next larger budget too. If the interval of the leverage
    ratio does not lie above 1, the next smaller budget is tried.
 
+   With `analysis.target_half_width` the seeds come one by one, and end when the interval of the
+   score difference is narrow enough. That looks at its width alone, never at whether it lies above
+   0: of normal scores the mean and the spread are independent, so the width says nothing of the
+   outcome. Seeds that happen to agree still end it early, and make intervals a little too narrow.
+
 The decisions in 1 and 2 rest on single seeds and only choose where to look; what is claimed rests
-on the intervals of 3, and those are the ordinary ones, looked at once with all seeds. Which cells
+on the intervals of 3, and those are the ordinary ones. Which cells
 were left out is part of the result. How often this agrees with the full grid, and how often it
 claims leverage where there is none, is measured in ``benchmarks/adaptive.py``.
 
@@ -25,7 +30,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 from tell_core.analysis.cells import AnalysedCell, ItemStatistics
 from tell_core.analysis.curves import CurvePoint
@@ -61,9 +66,20 @@ class Contender:
     general_budget_tokens: int | None
 
 
-# The interval of the leverage ratio of a contender at a task budget, against the best baseline.
-Interval = tuple[float | None, float | None]
-Judge = Callable[[Contender, int], Interval]
+class Finding(NamedTuple):
+    """What the finished seeds say of a contender at a task budget, against the best baseline.
+
+    Attributes:
+        low: Lower end of the interval of the leverage ratio; None where it is open.
+        half_width: Half the interval of the score difference, in units of the primary metric;
+            None where it is open.
+    """
+
+    low: float | None
+    half_width: float | None
+
+
+Judge = Callable[[Contender, int], Finding]
 
 
 def contest(spec: ExperimentSpec) -> ExperimentSpec:
@@ -109,7 +125,7 @@ def round_after(spec: ExperimentSpec, records: Iterable[Mapping[str, Any]]) -> R
     return next_round(spec, scores, judge)
 
 
-def _no_judge(one: Contender, budget: int) -> Interval:
+def _no_judge(one: Contender, budget: int) -> Finding:
     raise AssertionError(f"nothing of {one} has run yet at {budget}")
 
 
@@ -119,7 +135,7 @@ def next_round(spec: ExperimentSpec, scores: Scores, judge: Judge) -> Round | No
     Args:
         spec: The experiment, from `contest`.
         scores: Score of the primary metric of every finished cell, higher is better.
-        judge: Interval of a leverage ratio from the finished cells, None for an open end.
+        judge: What the finished cells say at a budget.
     """
     race = _Race(spec, scores)
     return (
@@ -142,7 +158,7 @@ def judge_of(
     resampling = Resampling.of(analysis)
     known = {(p.arm, p.task_budget_tokens, p.general_budget_tokens): p for p in points}
 
-    def judge(one: Contender, budget: int) -> Interval:
+    def judge(one: Contender, budget: int) -> Finding:
         general = one.general_budget_tokens
         tell = known[one.arm, budget, general]
         curves = [
@@ -152,7 +168,9 @@ def judge_of(
         estimate = leverage_ratio(
             tell, [c for c in curves if c], resampling, higher_is_better=higher_is_better
         )
-        return estimate.low, estimate.high
+        low, high = estimate.advantage.low, estimate.advantage.high
+        width = None if low is None or high is None else high - low
+        return Finding(estimate.low, None if width is None else width / 2)
 
     return judge
 
@@ -286,22 +304,44 @@ def _confirm(race: _Race, judge: Judge) -> Round | None:
         budget = race.budgets[at]
         if first := race.round(race.cells(one, budget, race.spec.seeds[:1]), _reason(one, budget)):
             return first
-        baseline = race.better_baseline(one, budget)
-        if more := race.round(_evidence(race, one, at, baseline), _reason(one, budget)):
+        if more := _more_seeds(race, one, at, judge):
             return more
-        low, _ = judge(one, budget)
+        low = judge(one, budget).low
         if low is not None and low > 1:
             return None
     return None
 
 
-def _evidence(race: _Race, one: Contender, at: int, baseline: str) -> list[Cell]:
+def _more_seeds(race: _Race, one: Contender, at: int, judge: Judge) -> Round | None:
+    """Seeds still wanted at a budget: all at once, or one by one until the interval is narrow."""
+    seeds, target = race.spec.seeds, race.spec.analysis.target_half_width
+    budget = race.budgets[at]
+    baseline = race.better_baseline(one, budget)
+    reason = _reason(one, budget)
+    for num_seeds in [len(seeds)] if target is None else range(2, len(seeds) + 1):
+        cells = _evidence(race, one, at, baseline, seeds[:num_seeds])
+        if more := race.round(cells, reason):
+            return more
+        width = judge(one, budget).half_width
+        if target is not None and width is not None and width <= target:
+            return None
+        reason = f"{_reason(one, budget)}: {_shown_width(width)}, wanted {target}"
+    return None
+
+
+def _shown_width(width: float | None) -> str:
+    return "no interval yet" if width is None else f"half the interval is {width:.3g}"
+
+
+def _evidence(
+    race: _Race, one: Contender, at: int, baseline: str, seeds: Sequence[int]
+) -> list[Cell]:
     """The winner at a budget; the baseline there and at the next larger (else smaller) one."""
     last = len(race.budgets) - 1
     places = sorted({at, at + 1 if at < last else max(at - 1, 0)})
     return [
         cell
-        for seed in race.spec.seeds
+        for seed in seeds
         for cell in (
             cell_of(one.arm, race.budgets[at], one, seed),
             *(cell_of(baseline, race.budgets[place], one, seed) for place in places),
@@ -310,4 +350,4 @@ def _evidence(race: _Race, one: Contender, at: int, baseline: str) -> list[Cell]
 
 
 def _reason(one: Contender, budget: int) -> str:
-    return f"every seed of {one.arm} and its best baseline at {short_count(budget)} task tokens"
+    return f"more seeds of {one.arm} and its best baseline at {short_count(budget)} task tokens"

@@ -11,7 +11,7 @@ three seeds where the item part is the larger.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import optimize, special, stats
@@ -27,6 +27,38 @@ _ONE_ITEM = "one item: how much another would change the score is unknown"
 _NO_PAIR = "no SFT and TELL at one task budget with two seeds in common"
 _NO_SPREAD = "neither seeds nor items differ: what others would show is unknown"
 _Pair = tuple[CurvePoint, CurvePoint]  # arm `tell` and an SFT arm
+
+
+class Noise(NamedTuple):
+    """How far single seeds and items scatter on one metric.
+
+    Attributes:
+        seed_sd: Standard deviation over seeds of one training's score on the same items.
+        item_difference_sd: Standard deviation over items of the difference between two arms.
+    """
+
+    seed_sd: float
+    item_difference_sd: float
+
+
+def half_width(noise: Noise, num_seeds: int, num_items: int, confidence: float) -> float | None:
+    """Half the expected interval of a difference between two arms with equal seeds and items.
+
+    Args:
+        noise: Of the metric, in its units.
+        num_seeds: S, of each arm.
+        num_items: N, the same in both arms.
+        confidence: Coverage of the interval.
+
+    Returns:
+        In units of the metric; None with one seed or one item, which give no interval.
+    """
+    if num_seeds < 2 or num_items < 2:
+        return None
+    tail = (1 + confidence) / 2
+    from_seeds = stats.t.ppf(tail, num_seeds - 1) * noise.seed_sd * math.sqrt(2 / num_seeds)
+    from_items = stats.t.ppf(tail, num_items - 1) * noise.item_difference_sd / math.sqrt(num_items)
+    return float(math.hypot(from_seeds, from_items))
 
 
 def smallest_difference(
@@ -116,8 +148,9 @@ def _best_pair(pairs: Sequence[_Pair], task_budget_tokens: int, sign: float) -> 
 
 def _power_of_pair(pair: _Pair | None, confidence: float, power: float) -> dict[str, Any]:
     """The smallest difference by the noise of one pair, or a reason."""
+    unknown = {"smallest_difference": None, "seed_sd": None, "item_difference_sd": None}
     if pair is None:
-        return {"smallest_difference": None, "reason": _NO_PAIR}
+        return unknown | {"reason": _NO_PAIR}
     tell, sft = pair
     num_seeds, num_items = len(tell.seeds), tell.num_items
     seed_sd = float((tell.scores - sft.scores).std(ddof=1)) / math.sqrt(2)
@@ -131,33 +164,39 @@ def _power_of_pair(pair: _Pair | None, confidence: float, power: float) -> dict[
     elif seed_sd + item_sd < 1e-12:
         reason = _NO_SPREAD
     if reason is not None:
-        return {"smallest_difference": None, "reason": reason}
-    found = smallest_difference(seed_sd, item_sd, num_seeds, num_items, confidence, power)
-    return {"smallest_difference": found, "reason": None}
+        return unknown | {"reason": reason}
+    return {
+        "smallest_difference": smallest_difference(
+            seed_sd, item_sd, num_seeds, num_items, confidence, power
+        ),
+        "seed_sd": seed_sd,
+        "item_difference_sd": item_sd,
+        "reason": None,
+    }
 
 
 def power_before_training(
     metric: Metric,
     num_items: int,
     num_seeds: int,
-    seed_sd: float | None = None,
+    noise: Noise | None = None,
     *,
     confidence: float = 0.95,
     power: float = POWER,
 ) -> dict[str, Any]:
     """What a design can show before anything is trained.
 
-    The item part is the worst that two independent arms can have on a metric with limits: half of
-    the items at either end, in each arm other ones. Arms that are paired on items seldom scatter
-    so. Seed noise is what an earlier run showed, or left out. The first makes the number too
-    large, the second too small: it is no bound in either direction.
+    Where an earlier run has measured the noise, that is what the number rests on. Else the item
+    part is the worst that two independent arms can have on a metric with limits: half of the items
+    at either end, in each arm other ones; arms that are paired on items seldom scatter so. Seed
+    noise is left out then. The first makes the number too large, the second too small: it is no
+    bound in either direction.
 
     Args:
         metric: The metric.
         num_items: Test items.
         num_seeds: Seeds of each arm.
-        seed_sd: Standard deviation over seeds of one training's score, from an earlier run. None:
-            seed noise is left out.
+        noise: What an earlier run showed, or None.
         confidence: Coverage of the interval.
         power: The chance to see the difference.
 
@@ -178,6 +217,12 @@ def power_before_training(
         return entry | {"reason": ONE_SEED}
     if num_items < 2:
         return entry | {"reason": _ONE_ITEM}
+    if noise is not None:
+        found = smallest_difference(*noise, num_seeds, num_items, confidence, power)
+        return entry | {
+            "smallest_difference": found,
+            "assumption": "seeds and items scatter as in the earlier run here",
+        }
     span = metric.limits[1] - metric.limits[0]
     if not math.isfinite(span):
         reason = f"{metric.name} has no limits: how far items scatter shows in training alone"
@@ -185,15 +230,14 @@ def power_before_training(
     if not metric.has_item_scores:
         reason = f"{metric.name} is no mean over items: how far it scatters shows in training alone"
         return entry | {"reason": reason}
-    found = smallest_difference(
-        seed_sd or 0.0, span / math.sqrt(2), num_seeds, num_items, confidence, power
-    )
+    found = smallest_difference(0.0, span / math.sqrt(2), num_seeds, num_items, confidence, power)
     items = "items scatter as widely as the metric allows, which paired arms seldom do"
     if not isinstance(metric, MeanMetric):
         items += ", and the score is near their mean"
-    unknown = "seed noise unknown and left out"
-    seeds = unknown if seed_sd is None else f"seed noise of {seed_sd:.3g}"
-    return entry | {"smallest_difference": found, "assumption": f"{items}; {seeds}"}
+    return entry | {
+        "smallest_difference": found,
+        "assumption": f"{items}; seed noise unknown and left out",
+    }
 
 
 def _pairs(points: Sequence[CurvePoint]) -> list[_Pair]:

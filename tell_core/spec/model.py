@@ -416,6 +416,12 @@ class ExperimentSpec(Section):
                 f"arm {needs_general[0]!r} mixes in general data: it needs sources under"
                 " `general` and at least one number under `budgets.general_tokens`"
             )
+        selective = [name for name in self.arms if parse_arm(name).selection != "random"]
+        if selective and "tell" not in self.arms:
+            raise ValueError(
+                f"arm {selective[0]!r} chooses its general data: what that gains shows only beside"
+                " random choice; add arm 'tell' to `arms`"
+            )
         names = [source.name for source in self.general]
         if len(set(names)) != len(names):
             raise ValueError(f"general sources need different names, got {', '.join(names)}")

@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from tell_core.analysis.power import Noise
 from tell_core.pipeline import curate_stage, mix_stage
-from tell_core.plan import make_plan, measured_seed_sd, plan_rows, power_of
+from tell_core.plan import make_plan, measured_noise, plan_rows, power_of
 from tell_core.spec.cells import plan_cells, tuning_cells
 from tell_core.spec.model import ExperimentSpec
 from tell_core.store import read_json, write_json
@@ -38,18 +39,23 @@ def test_trainings_are_counted_with_those_of_tuning(spec: ExperimentSpec, tmp_pa
     assert plan.disk_bytes > 0
 
 
-def test_seed_noise_of_an_earlier_run_enters_what_the_design_can_show(
+def test_the_noise_of_an_earlier_run_enters_what_the_design_can_show(
     spec: ExperimentSpec, tmp_path: Path
 ):
     spec = spec.model_copy(update={"seeds": (0, 1, 2)})
     curated = curate_stage(spec, tmp_path)
     before = power_of(spec, curated)["exact_match"]
-    rows = [{"seed_sd": 0.3}, {"seed_sd": None}, {"seed_sd": 0.4}]
-    write_json(tmp_path / "leverage.json", {"metrics": {"exact_match": {"variance": rows}}})
+    rows = [
+        {"seed_sd": 0.3, "item_difference_sd": 0.1},
+        {"seed_sd": None, "item_difference_sd": None},
+        {"seed_sd": 0.4, "item_difference_sd": 0.7},
+    ]
+    entry = {"power": {"by_task_budget": rows}}
+    write_json(tmp_path / "leverage.json", {"metrics": {"exact_match": entry}})
 
     after = power_of(spec, curated)["exact_match"]
 
-    assert measured_seed_sd(tmp_path, "exact_match") == pytest.approx((0.125) ** 0.5)
-    assert measured_seed_sd(tmp_path, "mcc") is None
+    assert measured_noise(tmp_path, "exact_match") == pytest.approx(Noise(0.125**0.5, 0.5))
+    assert measured_noise(tmp_path, "mcc") is None
     assert after["smallest_difference"] > before["smallest_difference"]
-    assert "seed noise of 0.354" in after["assumption"]
+    assert "earlier run" in after["assumption"]

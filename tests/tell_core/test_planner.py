@@ -1,11 +1,13 @@
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from tell_core.analysis.power import Noise, half_width
 from tell_core.pipeline import curate_stage
 from tell_core.plan import make_plan
-from tell_core.planner import designs, half_width
+from tell_core.planner import designs
 from tell_core.spec.cells import plan_cells, tuning_cells
 from tell_core.spec.model import ExperimentSpec
 from tests.fixtures.tiny import tiny_fields
@@ -52,9 +54,17 @@ def test_controls_go_before_seeds_before_budgets_and_two_seeds_stay(parts):
     assert found[-1].spec.budgets.task_tokens == (100, 250, 800)
 
 
-def test_more_seeds_narrow_the_interval_and_one_gives_none():
-    widths = [half_width(num_seeds, 0.95) for num_seeds in (2, 3, 5, 10)]
+def test_half_widths_are_in_seed_sds_until_a_run_has_measured_the_noise(parts):
+    spec, plan, found = parts
+    num_items = plan.power[spec.analysis.primary_metric]["num_items"]
+    noise = Noise(seed_sd=0.2, item_difference_sd=3.0)
 
-    assert half_width(1, 0.95) is None
-    assert widths == sorted(widths, reverse=True)
-    assert widths[1] == pytest.approx(3.513, abs=1e-3)  # t(2) = 4.303, times sqrt(2 / 3)
+    measured = designs(spec, replace(plan, noise=noise))
+
+    seeds = [len(part.spec.seeds) for part in found]
+    assert [part.half_width for part in found] == [
+        half_width(Noise(1.0, 0.0), count, num_items, 0.95) for count in seeds
+    ]
+    assert [part.half_width for part in measured] == [
+        half_width(noise, count, num_items, 0.95) for count in seeds
+    ]

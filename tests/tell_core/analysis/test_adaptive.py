@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tell_core.analysis.adaptive import Contender, contest, left_out, next_round
+from tell_core.analysis.adaptive import Contender, Finding, contest, left_out, next_round
 from tell_core.errors import SpecError
 from tell_core.spec.cells import Cell, plan_cells
 from tell_core.spec.model import ExperimentSpec
@@ -35,13 +35,32 @@ def run(spec: ExperimentSpec, score: Score, shown_above: Callable[[int], bool]) 
         here = (one.arm, budget)
         seeds = {c.seed for c in finished if (c.arm, c.task_budget_tokens) == here}
         assert seeds == set(spec.seeds), "a budget is judged with all seeds"
-        return (1.5 if shown_above(budget) else 0.5), 3.0
+        return Finding(1.5 if shown_above(budget) else 0.5, half_width=0.1)
 
     while step := next_round(contested, finished, judge):
         assert step.cells, "a round has cells"
         assert not set(step.cells) & set(finished), "nothing is run twice"
         finished |= {cell: score(cell) for cell in step.cells}
     return list(finished)
+
+
+@given(widths=st.lists(st.floats(0.01, 1.0), min_size=5, max_size=5), target=st.floats(0.01, 1.0))
+@settings(max_examples=50, deadline=None)
+def test_seeds_come_one_by_one_until_the_interval_is_narrow(widths: list[float], target: float):
+    """``widths[k]``: half the interval with k + 1 seeds; with one there is none."""
+    spec = make_spec(seeds=[0, 1, 2, 3, 4], analysis={"target_half_width": target})
+    finished: dict[Cell, float] = {}
+
+    def judge(one: Contender, budget: int):
+        seeds = {c.seed for c in finished if (c.arm, c.task_budget_tokens) == (one.arm, budget)}
+        return Finding(1.5, widths[len(seeds) - 1] if len(seeds) > 1 else None)
+
+    while step := next_round(contest(spec), finished, judge):
+        finished |= {cell: falling(800)(cell) for cell in step.cells}
+
+    confirmed = {cell.seed for cell in finished if cell.arm == "tell" and cell.seed}
+    needed = next((k for k in range(2, 6) if widths[k - 1] <= target), 5)
+    assert confirmed == set(range(1, needed))
 
 
 def falling(ends_at: int) -> Score:

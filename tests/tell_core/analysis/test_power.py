@@ -4,9 +4,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from tell_core.analysis.leverage import advantage
-from tell_core.analysis.power import measured_power, power_before_training, smallest_difference
+from tell_core.analysis.power import (
+    Noise,
+    half_width,
+    measured_power,
+    power_before_training,
+    smallest_difference,
+)
 from tell_core.analysis.resampling import Resampling
 from tell_core.evaluation.metrics import build_metric
 from tell_core.spec.model import MetricSpec
@@ -146,12 +153,53 @@ def test_constant_zero_and_lonely_arms_have_no_measured_power(
     json.dumps(found, allow_nan=False)
 
 
-def test_before_training_items_scatter_as_widely_as_the_metric_allows() -> None:
-    found = power_before_training(EXACT_MATCH, 200, 3, seed_sd=0.02)
+@pytest.mark.parametrize("metric", [EXACT_MATCH, LOG_PROBABILITY])
+def test_before_training_the_noise_of_an_earlier_run_is_taken_where_there_is_one(metric) -> None:  # type: ignore[no-untyped-def]
+    found = power_before_training(metric, 200, 3, Noise(0.02, 0.4))
 
-    expected = smallest_difference(0.02, 0.5**0.5, 3, 200)
+    expected = smallest_difference(0.02, 0.4, 3, 200)
     assert found["smallest_difference"] == pytest.approx(expected)
-    assert found["reason"] is None and "0.02" in found["assumption"]
+    assert found["reason"] is None and "earlier run" in found["assumption"]
+
+
+@given(
+    noise=st.builds(Noise, st.floats(0, 5), st.floats(0, 5)),
+    num_seeds=st.integers(2, 20),
+    num_items=st.integers(2, 5000),
+)
+def test_more_seeds_and_items_narrow_the_expected_interval(
+    noise: Noise, num_seeds: int, num_items: int
+) -> None:
+    width = half_width(noise, num_seeds, num_items, 0.95)
+
+    assert width >= half_width(noise, num_seeds + 1, num_items, 0.95)
+    assert width >= half_width(noise, num_seeds, num_items + 1, 0.95)
+    assert half_width(noise, 1, num_items, 0.95) is None
+    assert half_width(noise, num_seeds, 1, 0.95) is None
+
+
+def test_the_expected_interval_is_that_of_student_over_seeds_and_of_many_items() -> None:
+    seeds_alone = half_width(Noise(1.0, 0.0), 3, 100, 0.95)
+    items_alone = half_width(Noise(0.0, 1.0), 3, 10_000, 0.95)
+
+    assert seeds_alone == pytest.approx(3.513, abs=1e-3)  # t(2) = 4.303, times sqrt(2 / 3)
+    assert items_alone == pytest.approx(0.0196, abs=1e-4)
+
+
+def test_the_expected_interval_is_what_simulated_pairs_of_arms_show() -> None:
+    rng = np.random.default_rng(0)
+    noise, num_seeds, num_items = Noise(0.05, 0.4), 5, 300
+    widths = []
+    for _ in range(200):
+        seeds = rng.normal(0, noise.seed_sd, (2, num_seeds))
+        differences = seeds[0] - seeds[1]
+        items = rng.normal(0, noise.item_difference_sd, num_items)
+        from_seeds = stats.t.ppf(0.975, num_seeds - 1) * differences.std(ddof=1) / num_seeds**0.5
+        widths.append(np.hypot(from_seeds, 1.96 * items.std(ddof=1) / num_items**0.5))
+
+    assert half_width(noise, num_seeds, num_items, 0.95) == pytest.approx(
+        np.sqrt(np.mean(np.square(widths))), rel=0.05
+    )
 
 
 def test_a_score_that_is_no_mean_of_items_is_said_to_be_taken_for_one() -> None:
