@@ -22,6 +22,7 @@ from tell_core.data.orders import build_order, num_passes, repeated_order, shuff
 from tell_core.data.pools import Look, Pools, open_pools
 from tell_core.data.rendering import ChatRenderer, label_mask_pieces
 from tell_core.data.seeding import choose_rows
+from tell_core.data.selection import diverse_orders, select_in_orders
 from tell_core.errors import DataError
 from tell_core.spec.arms import Arm, parse_arm
 from tell_core.spec.cells import Cell
@@ -161,10 +162,19 @@ class _CellData:
         """Rows of the general pool within the general budget, whether the arm uses them or not."""
         if self.cell.general_budget_tokens is None:
             return _NO_ROWS
+        weights = {source.name: source.weight for source in self.spec.general}
+        if self.arm.selection == "diversity":
+            return select_in_orders(
+                self.general_pool.num_tokens,
+                self.general_pool.sources,
+                weights,
+                self.cell.general_budget_tokens,
+                diverse_orders(self.general_pool.path, self.cell.seed),
+            )
         return select_from_sources(
             self.general_pool.num_tokens,
             self.general_pool.sources,
-            {source.name: source.weight for source in self.spec.general},
+            weights,
             self.cell.general_budget_tokens,
             self.cell.seed,
         )

@@ -9,6 +9,7 @@ from tell_core.errors import SpecError
 
 TaskAnchor = Literal["own", "anchor", "none", "random"]
 OrderKind = Literal["shuffle", "task_first", "task_last", "blocks"]
+Selection = Literal["random", "diversity", "alignment"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Arm:
         num_blocks: Number of blocks of `order` "blocks", else None.
         matches_steps: Repeat the task data to the optimiser steps of `tell`.
         has_shots: Whether solved task examples stand in the prompt.
+        selection: Which general examples a budget takes: at random, those that together stand best
+            for the pool, or those whose gradients point where the task's do.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Arm:
     num_blocks: int | None = None
     matches_steps: bool = False
     has_shots: bool = False
+    selection: Selection = "random"
 
     @property
     def is_tell(self) -> bool:
@@ -61,6 +65,7 @@ _ARMS = {
     "tell_anchor_all": replace(_TELL, anchors_general=True),
     "tell_task_first": replace(_TELL, order="task_first"),
     "tell_task_last": replace(_TELL, order="task_last"),
+    "tell_diverse": replace(_TELL, selection="diversity"),
     "general_only": replace(_TELL, uses_task=False),
 }
 ARM_NAMES = (*_ARMS, "tell_blocks(k)")
