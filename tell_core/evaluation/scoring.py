@@ -5,24 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
-import numpy as np
-import torch
-from torch import nn
-
-from tell_core.data.encoding import EncodedExamples
-from tell_core.errors import DataError, EvaluationError
-from tell_core.evaluation.base import SCORES_FILE, FloatArray, Metric, ScoredItem, items_file
-from tell_core.evaluation.generation import Counted, Decoding, Request, generate
-from tell_core.evaluation.harness import check_harness, run_harness
+from tell_core.errors import EvaluationError
+from tell_core.evaluation.base import SCORES_FILE, Metric, ScoredItem, items_file
+from tell_core.evaluation.harness import check_harness
 from tell_core.evaluation.items import ItemSet, load_items, token_limit
-from tell_core.evaluation.likelihood import gold_nll
+from tell_core.evaluation.measuring import Measured, Progress, explained_shortage, measure
 from tell_core.evaluation.metrics import build_metrics
 from tell_core.evaluation.parsing import parse_answer
 from tell_core.evaluation.subject import Subject
@@ -38,41 +29,7 @@ from tell_core.training.devices import (
 )
 from tell_core.training.models import LoadedModel
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 logger = logging.getLogger(__name__)
-
-Progress = Callable[[str, int, int], None]
-
-
-class Write(Protocol):
-    """A model that writes answers, whichever backend it is in; see `generation.generate`."""
-
-    def __call__(
-        self,
-        requests: Sequence[Request],
-        decoding: Decoding,
-        *,
-        order_seed: int | None,
-        on_progress: Counted | None,
-    ) -> list[str]:
-        """Texts in the order of ``requests``."""
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """What a model did with its items.
-
-    Attributes:
-        texts: Answers to the test items, a list per repeat; none when nothing was generated.
-        nll: By kind of items, shape (N,): of the gold responses, in nats.
-        harness: By kind of items: items of the harness.
-    """
-
-    texts: list[list[str]]
-    nll: dict[str, FloatArray]
-    harness: dict[str, list[ScoredItem]]
 
 
 def evaluate_cell(
@@ -129,15 +86,71 @@ def evaluate_cell(
     _check_items(sets["test"].rows, evaluation)
     place = resolve_device(device) if loaded is None else loaded.model.device
     subject = Subject(model_path, revision, trained, dtype, place, loaded)
-    with exclusive_device(place), cpu_threads(threads), _explained_shortage(evaluation):
-        measured = _measure(subject, sets, evaluation, metrics, on_progress)
-        started = time.perf_counter()
-        scored, rows = _tables(sets, measured, evaluation.parse)
-        scores = {
-            metric.name: _add_metric(metric, scored[metric.items], rows[metric.items])
-            for metric in metrics
-            if rows[metric.items] or metric.items != "retention"
-        }
+    with exclusive_device(place), cpu_threads(threads), explained_shortage(evaluation):
+        measured = measure(subject, sets, evaluation, _needs_text(metrics), on_progress)
+        return _write_scores(sets, measured, metrics, evaluation.parse, out)
+
+
+def score_measured(
+    inputs: Path, measured: Measured, evaluation: EvaluationSpec, out: Path
+) -> dict[str, dict[str, Any]]:
+    """Score what `measuring.measure_cell` kept of a cell; writes and returns as `evaluate_cell`.
+
+    Args:
+        inputs: Directory of the mix stage that was measured.
+        measured: Texts and log-probabilities.
+        evaluation: Metrics and parsing.
+        out: Directory to write into; created when missing.
+
+    Raises:
+        InputError: A metric is unknown, or does not fit the test data.
+        EvaluationError: What was measured are not these items.
+    """
+    metrics = build_metrics(evaluation)
+    sets = load_items(inputs)
+    _check_items(sets["test"].rows, evaluation)
+    _check_measured(sets, measured, evaluation, needs_text=_needs_text(metrics))
+    return _write_scores(sets, measured, metrics, evaluation.parse, out)
+
+
+def needs_text(evaluation: EvaluationSpec) -> bool:
+    """Whether a metric looks at generated text."""
+    return _needs_text(build_metrics(evaluation))
+
+
+def _needs_text(metrics: Sequence[Metric]) -> bool:
+    return any(metric.needs_generation for metric in metrics)
+
+
+def _check_measured(
+    sets: Mapping[str, ItemSet], measured: Measured, evaluation: EvaluationSpec, *, needs_text: bool
+) -> None:
+    wanted = {kind: len(items.rows) for kind, items in sets.items()}
+    found = {kind: len(nll) for kind, nll in measured.nll.items()}
+    num_texts = [len(texts) for texts in measured.texts]
+    num_wanted = [wanted["test"]] * evaluation.num_repeats if needs_text else []
+    if found != wanted or num_texts != num_wanted:
+        raise EvaluationError(
+            f"measured were {found} items with {num_texts} answers, needed are {wanted} with"
+            f" {num_wanted}: they are not of one run. Measure the cell again."
+        )
+
+
+def _write_scores(
+    sets: Mapping[str, ItemSet],
+    measured: Measured,
+    metrics: Sequence[Metric],
+    parse: ParseSpec,
+    out: Path,
+) -> dict[str, dict[str, Any]]:
+    """Compute every metric; write a file per kind of items, and scores.json."""
+    started = time.perf_counter()
+    scored, rows = _tables(sets, measured, parse)
+    scores = {
+        metric.name: _add_metric(metric, scored[metric.items], rows[metric.items])
+        for metric in metrics
+        if rows[metric.items] or metric.items != "retention"
+    }
     logger.info("computed %d metrics in %.2f s", len(scores), time.perf_counter() - started)
     out.mkdir(parents=True, exist_ok=True)
     for kind, lines in rows.items():
@@ -197,138 +210,8 @@ def _without_prediction(row: Mapping[str, Any], parse: ParseSpec) -> ScoredItem:
     )
 
 
-def _check_context(items: ItemSet, max_tokens: int | None) -> None:
-    """Refuse items that are longer, gold response included, than the model takes."""
-    longer = np.flatnonzero(items.examples.lengths > (max_tokens or np.inf))
-    if len(longer):
-        first = int(longer[0])
-        raise DataError(
-            f"{len(longer)} of {len(items.rows)} items do not fit into the {max_tokens} tokens that"
-            f" the model takes, the first is {items.rows[first]['item_id']} with"
-            f" {int(items.examples.lengths[first])} tokens, gold response included. Lower"
-            " `curation.max_tokens` (with few-shot arms, `evaluation.num_shots`)."
-        )
-
-
-@contextmanager
-def _explained_shortage(evaluation: EvaluationSpec) -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise EvaluationError(
-            f"the GPU's memory ran out while evaluating {evaluation.batch_size} items side by"
-            " side; lower `evaluation.batch_size`, the scores stay the same."
-        ) from error
-
-
-def _measure(
-    subject: Subject,
-    sets: Mapping[str, ItemSet],
-    evaluation: EvaluationSpec,
-    metrics: Sequence[Metric],
-    on_progress: Progress | None,
-) -> _Measured:
-    """Have the model write, and measure what it gives the gold responses."""
-    needs_text = any(metric.needs_generation for metric in metrics)
-    texts: list[list[str]] = []
-    if needs_text and evaluation.backend == "vllm":
-        with subject.in_vllm(evaluation.batch_size) as (engine, tokenizer):
-            texts = _write(engine.generate, tokenizer, sets["test"], evaluation, on_progress)
-    with subject.in_memory() as (model, tokenizer):
-        for items in sets.values():
-            _check_context(items, getattr(model.config, "max_position_embeddings", None))
-        if needs_text and evaluation.backend == "transformers":
-            write = partial(
-                generate,
-                model,
-                tokenizer,
-                batch_size=evaluation.batch_size,
-                device=subject.device,
-            )
-            texts = _write(write, tokenizer, sets["test"], evaluation, on_progress)
-        nll = {
-            kind: _gold_nll(
-                model, items.examples, subject.device, _counted(on_progress, _phase(kind))
-            )
-            for kind, items in sets.items()
-        }
-        harness = run_harness(
-            model,
-            tokenizer,
-            evaluation.harness,
-            batch_size=evaluation.batch_size,
-            on_progress=_counted(on_progress, "running harness"),
-        )
-    return _Measured(texts, nll, harness)
-
-
-def _phase(kind: str) -> str:
-    return "scoring" if kind == "test" else f"scoring {kind}"
-
-
-def _counted(on_progress: Progress | None, phase: str) -> Counted | None:
-    return partial(on_progress, phase) if on_progress else None
-
-
-def _write(
-    write: Write,
-    tokenizer: PreTrainedTokenizerBase,
-    items: ItemSet,
-    evaluation: EvaluationSpec,
-    on_progress: Progress | None,
-) -> list[list[str]]:
-    """Answers to the items, once per repeat.
-
-    Drawn answers differ by their random streams; greedy ones can only differ by rounding, so that
-    their batches are put together anew.
-    """
-    decoding = Decoding(
-        stop=evaluation.stop,
-        stop_ids=_turn_end_ids(tokenizer, items.examples),
-        temperature=evaluation.temperature,
-        top_p=evaluation.top_p,
-    )
-    is_drawn = evaluation.temperature > 0
-    started = time.perf_counter()
-    texts = [
-        write(
-            items.requests(evaluation, repeat),
-            decoding,
-            order_seed=None if is_drawn or repeat == 0 else evaluation.decoding_seed + repeat,
-            on_progress=_counted(on_progress, "generating"),
-        )
-        for repeat in range(evaluation.num_repeats)
-    ]
-    num_answers = sum(map(len, texts))
-    logger.info("generated %d answers in %.1f s", num_answers, time.perf_counter() - started)
-    return texts
-
-
-def _turn_end_ids(tokenizer: Any, examples: EncodedExamples) -> frozenset[int]:
-    """Special tokens with which gold responses end: what training taught the model to stop at."""
-    added = tokenizer.added_tokens_decoder.items()
-    special = {id_ for id_, token in added if token.special} | set(tokenizer.all_special_ids)
-    return frozenset(special & set(examples.tokens[examples.offsets[1:] - 1].tolist()))
-
-
-def _gold_nll(
-    model: nn.Module,
-    examples: EncodedExamples,
-    device: torch.device,
-    on_progress: Counted | None,
-) -> FloatArray:
-    nll = gold_nll(model, examples, device, on_progress)
-    if not np.isfinite(nll).all():
-        raise EvaluationError(
-            f"the log-probability of {int((~np.isfinite(nll)).sum())} of {len(nll)} gold responses"
-            " is not finite: the weights overflowed or hold NaN. Train with a lower learning rate,"
-            " or evaluate in float32."
-        )
-    return nll
-
-
 def _tables(
-    sets: Mapping[str, ItemSet], measured: _Measured, parse: ParseSpec
+    sets: Mapping[str, ItemSet], measured: Measured, parse: ParseSpec
 ) -> tuple[dict[str, list[list[ScoredItem]]], dict[str, list[dict[str, Any]]]]:
     """By kind of items: the items as metrics see them, a list per repeat; and rows of its file."""
     scored: dict[str, list[list[ScoredItem]]] = {}

@@ -214,7 +214,7 @@ def test_a_full_model_is_evaluated_in_float32_without_its_base(
         assert torch.is_autocast_enabled("cpu")
         return np.zeros(len(examples))
 
-    monkeypatch.setattr("tell_core.evaluation.scoring.gold_nll", look)
+    monkeypatch.setattr("tell_core.evaluation.measuring.gold_nll", look)
 
     evaluate_cell(
         model_path="there/is/no/such/model",
@@ -265,7 +265,7 @@ def test_answer_ends_at_the_marker_that_training_taught(
 
     inputs = write_inputs(ITEMS[:1])
     spec = evaluation_of("json_valid")
-    nll = "tell_core.evaluation.scoring.gold_nll"
+    nll = "tell_core.evaluation.measuring.gold_nll"
     monkeypatch.setattr(nll, lambda model, examples, *_: np.zeros(len(examples)))
     monkeypatch.setattr(base.model, "forward", speak)
 
@@ -311,7 +311,7 @@ def test_missing_reference_column_is_warned_of(
 def test_weights_that_overflowed_are_refused(
     base: LoadedModel, write_inputs: WriteInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nll = "tell_core.evaluation.scoring.gold_nll"
+    nll = "tell_core.evaluation.measuring.gold_nll"
     monkeypatch.setattr(nll, lambda model, examples, *_: np.full(len(examples), np.nan))
 
     with pytest.raises(EvaluationError, match="log-probability of 3 of 3 gold responses"):
@@ -334,7 +334,7 @@ def test_lack_of_memory_is_explained(
     def run_out(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("tell_core.evaluation.scoring.gold_nll", run_out)
+    monkeypatch.setattr("tell_core.evaluation.measuring.gold_nll", run_out)
 
     with pytest.raises(EvaluationError, match=r"lower `evaluation.batch_size`"):
         evaluate(base, write_inputs(ITEMS), tmp_path / "out", evaluation_of("log_probability"))
@@ -374,7 +374,7 @@ def test_greedy_repeats_are_made_in_other_batches_and_agree_in_float32(
         seeds.append(options["order_seed"])
         return generate(*arguments, **options)
 
-    monkeypatch.setattr("tell_core.evaluation.scoring.generate", spy)
+    monkeypatch.setattr("tell_core.evaluation.measuring.generate", spy)
     spec = evaluation_of("chrf", "exact_match", num_repeats=3, decoding_seed=5)
 
     scores = evaluate(base, write_inputs(ITEMS), tmp_path / "out", spec)
@@ -413,7 +413,7 @@ def test_each_item_may_have_a_limit_and_stop_strings_reach_the_model(
         asked.append(([request.max_new_tokens for request in requests], decoding))
         return ["{}"] * len(requests)
 
-    monkeypatch.setattr("tell_core.evaluation.scoring.generate", spy)
+    monkeypatch.setattr("tell_core.evaluation.measuring.generate", spy)
     items = [item | {"extra": {"limit": n}} for n, item in enumerate(ITEMS, start=1)]
     spec = evaluation_of(
         "exact_match", max_new_tokens_column="limit", max_new_tokens=2, stop=("END",), top_p=0.5
@@ -474,7 +474,7 @@ def test_harness_tasks_have_a_file_and_metrics_like_all_others(
         for n in range(4)
     ]
     monkeypatch.setattr(
-        "tell_core.evaluation.scoring.run_harness", lambda *_, **__: {"harness/arc": found}
+        "tell_core.evaluation.harness.run_harness", lambda *_, **__: {"harness/arc": found}
     )
     spec = evaluation_of("log_probability", harness=(HarnessSpec(task="arc"),))
 
