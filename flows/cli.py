@@ -165,7 +165,7 @@ def mix(spec: Spec, settings: Settings = None, out: Out = None, as_json: AsJson 
 def results(
     directory: RunDirectory,
     sql: Annotated[
-        str | None, typer.Option(help="SQL over the views results and predictions.")
+        str | None, typer.Option(help="SQL over the views results, predictions and traces.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

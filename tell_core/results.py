@@ -18,6 +18,8 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from tell_core.analysis.adaptive import Round, left_out
+from tell_core.analysis.cells import AnalysedCell
+from tell_core.analysis.traces import TRACES_FILE, write_traces
 from tell_core.data.curation import curation_inputs
 from tell_core.errors import InputError, StoreError
 from tell_core.evaluation.metrics import build_metrics
@@ -180,6 +182,9 @@ def write_results(
     for outcome in outcomes:
         _write_predictions(outcome, root / "predictions" / f"{outcome.cell.name}.parquet")
     _drop_stale_predictions(root, {outcome.cell.name for outcome in outcomes})
+    write_traces(
+        (AnalysedCell.from_record(outcome.record()) for outcome in outcomes), root / TRACES_FILE
+    )
     manifest = _manifest(spec, curated, outcomes, tuning)
     if rounds:
         manifest["adaptive"] = _adaptive_record(spec, rounds)
@@ -206,7 +211,7 @@ def write_parquet(table: pa.Table, path: Path) -> None:
 
 
 def query(root: Path, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
-    """Answer a question in SQL over the views ``results`` and ``predictions`` of a run.
+    """Answer a question in SQL over the views ``results``, ``predictions`` and ``traces`` of a run.
 
     Returns:
         Column names and rows.
@@ -221,6 +226,8 @@ def query(root: Path, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
         _view(connection, "results", results)
         if any((root / "predictions").glob("*.parquet")):
             _view(connection, "predictions", root / "predictions" / "*.parquet")
+        if (root / TRACES_FILE).exists():
+            _view(connection, "traces", root / TRACES_FILE)
         try:
             cursor = connection.execute(sql)
             return [column[0] for column in cursor.description], cursor.fetchall()
