@@ -46,7 +46,7 @@ def profile_source(
     return {
         "name": source.spec.name,
         "role": source.role,
-        "files": _files(source),
+        "files": _files(source, layout),
         "format": layout.format,
         "format_given": source.spec.format,
         "columns": layout.columns,
@@ -59,10 +59,11 @@ def profile_source(
     }
 
 
-def _files(source: ResolvedSource) -> list[dict[str, Any]]:
+def _files(source: ResolvedSource, layout: Layout) -> list[dict[str, Any]]:
+    """What was read; a hub dataset is told by its commit."""
     if source.is_hub:
         name = f"{source.spec.path}@{source.spec.split}"
-        return [{"path": name, "sha256": source.spec.revision, "bytes": None}]
+        return [{"path": name, "sha256": layout.revision, "bytes": None}]
     return [
         {"path": str(path), "sha256": file_digest(path), "bytes": path.stat().st_size}
         for path in source.files

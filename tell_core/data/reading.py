@@ -6,7 +6,7 @@ of expressions per format serve all files. Rows kept and rows set aside add up t
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import duckdb
@@ -15,6 +15,7 @@ from tell_core.data.records import (
     csv_records,
     explain_unreadable,
     hub_batches,
+    hub_commit,
     json_records,
     record_batches,
 )
@@ -49,10 +50,12 @@ class Layout:
     Attributes:
         format: Name of the format, decided or given.
         columns: Our column name -> theirs, for the columns the source has.
+        revision: Commit of a hub dataset that was read; None for files.
     """
 
     format: str
     columns: dict[str, str]
+    revision: str | None = None
 
 
 def read_source(
@@ -63,7 +66,8 @@ def read_source(
     Raises:
         DataError: A file cannot be read, a column is missing from all rows, or no row is usable.
     """
-    files = _load_raw(connection, source)
+    revision = hub_commit(source) if source.is_hub else None
+    files = _load_raw(connection, source, revision)
     connection.execute(_MARK_BAD_JSON)
     layout = _choose_layout(connection, source, files)
     _extract(connection, layout)
@@ -75,23 +79,42 @@ def read_source(
     )
     _require_examples(connection, source, source_id)
     connection.execute("delete from raw")
-    return layout
+    return replace(layout, revision=revision)
 
 
-_MARK_BAD_JSON = """
+def _kind_words(kind: str) -> str:
+    """SQL of a JSON type in words; ``kind`` is SQL of what DuckDB calls it."""
+    return (
+        f"case {kind} when 'VARCHAR' then 'a string' when 'BOOLEAN' then 'true or false'"
+        f" when 'ARRAY' then 'a list' when 'OBJECT' then 'an object' when 'NULL' then 'null'"
+        " else 'a number' end"
+    )
+
+
+def _has_keys_twice(record: str) -> str:
+    """SQL of whether a JSON object names a key twice, so that its value is anyone's guess."""
+    return f"list_unique(json_keys({record})) <> len(json_keys({record}))"
+
+
+_KEYS_TWICE = """array_to_string(list_distinct(list_filter(json_keys(record), lambda name:
+    len(list_filter(json_keys(record), lambda other: other = name)) > 1)), ', ')"""
+_HAS_NUL = "'the text holds a NUL character'"
+_MARK_BAD_JSON = f"""
 update raw set
     reason = case when not json_valid(record) then 'bad_json' else 'not_an_object' end,
     detail = case when not json_valid(record) then 'the line is not valid JSON'
-        else 'needed is a JSON object, this is: ' || lower(json_type(record)) end
+        else 'needed is a JSON object, this is: ' || {_kind_words("json_type(record)")} end
 where reason is null
     and case when json_valid(record) then json_type(record) <> 'OBJECT' else true end
 """
 
 
-def _load_raw(connection: duckdb.DuckDBPyConnection, source: ResolvedSource) -> list[str]:
+def _load_raw(
+    connection: duckdb.DuckDBPyConnection, source: ResolvedSource, revision: str | None
+) -> list[str]:
     """Fill the table `raw`; returns the name of each file by its index."""
     if source.is_hub:
-        _load_hub(connection, source)
+        _load_hub(connection, source, revision)
         return [f"{source.spec.path}@{source.spec.split}"]
     for index, path in enumerate(source.files):
         with explain_unreadable(path):
@@ -121,9 +144,11 @@ def _load_parquet(connection: duckdb.DuckDBPyConnection, path: Path, index: int)
         raise DataError(f"cannot read {path} as Parquet: {error}. Is the file complete?") from error
 
 
-def _load_hub(connection: duckdb.DuckDBPyConnection, source: ResolvedSource) -> None:
+def _load_hub(
+    connection: duckdb.DuckDBPyConnection, source: ResolvedSource, revision: str | None
+) -> None:
     num_rows = 0
-    for batch in hub_batches(source):
+    for batch in hub_batches(source, revision):
         connection.register("arriving", batch)
         connection.execute(
             f"insert into raw select 0, {num_rows} + row_number() over (),"
@@ -200,10 +225,16 @@ def _extract(connection: duckdb.DuckDBPyConnection, layout: Layout) -> None:
         with parts as (select *, {parts.columns} from raw where reason is null)
         select file_index, line, record, system, history, prompt, response,
             json_merge_patch(record, {quoted(used)})::varchar as extra,
-            case {checks}
+            case when {_has_keys_twice("record")} then 'duplicate_key' {checks}
+                when contains(concat_ws('', system, prompt, response), chr(0))
+                    then 'nul_character'
                 when not regexp_matches(prompt, {HAS_INK}) then 'empty_prompt'
                 when not regexp_matches(response, {HAS_INK}) then 'empty_response' end as reason,
-            case {details} else '' end as detail
+            case when {_has_keys_twice("record")}
+                    then 'more than once stands: ' || {_KEYS_TWICE}
+                {details}
+                when contains(concat_ws('', system, prompt, response), chr(0)) then {_HAS_NUL}
+                else '' end as detail
         from parts
         union all by name
         select file_index, line, record, reason, detail from raw where reason is not null
@@ -251,7 +282,7 @@ def _text_checks(key: str, *, is_required: bool) -> Iterator[tuple[str, str, str
     yield (
         f"{kind} not in ('NULL', 'VARCHAR')",
         "not_text",
-        f"{quoted(f'column {key} is not text but ')} || lower({kind})",
+        f"{quoted(f'column {key} is not text but ')} || {_kind_words(kind)}",
     )
 
 
@@ -268,7 +299,9 @@ def _message_parts(layout: Layout) -> _Parts:
         case when len({earlier}) > 0 then to_json(list_transform({earlier},
             lambda turn: struct_pack(role := turn[1], content := turn[2])))::varchar end as history,
         {texts}[-2] as prompt, {texts}[-1] as response"""
-    return _Parts(columns, tuple(_message_checks(key, messages, roles)))
+    has_nul = f"contains(array_to_string({texts}, ''), chr(0))"
+    checks = (*_message_checks(key, messages, roles), (has_nul, "nul_character", _HAS_NUL))
+    return _Parts(columns, checks)
 
 
 def _message_checks(key: str, messages: str, roles: str) -> Iterator[tuple[str, str, str]]:
@@ -284,6 +317,12 @@ def _message_checks(key: str, messages: str, roles: str) -> Iterator[tuple[str, 
         "wrong_roles",
         "'needed: an optional system message, then user and assistant in turn, the assistant last;"
         f" got: ' || {spoken}",
+    )
+    twice = f"lambda turn: {_has_keys_twice('turn')}"
+    yield (
+        f"len(list_filter(json_extract({messages}, '$[*]'), {twice})) > 0",
+        "duplicate_key",
+        "'a message has a key more than once'",
     )
     yield (
         f"len({kinds}) <> {count} or list_distinct({kinds}) <> ['VARCHAR']",

@@ -8,6 +8,8 @@ import codecs
 import csv
 import io
 import json
+import logging
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -30,6 +32,9 @@ RECORD_SCHEMA = pa.schema(
 _ROWS_PER_BATCH = 8192
 _MAX_FIELD_CHARACTERS = 1 << 30
 _SURELY_SHALLOW = 500
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_LOG = logging.getLogger(__name__)
+_INK = re.compile(r"[^ \t\r\n]")
 
 
 class Record(NamedTuple):
@@ -74,16 +79,19 @@ def csv_records(path: Path) -> Iterator[Record]:
     """
     with open_binary(path) as stream, _large_fields():
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        reader = csv.reader(text, strict=True)
+        taken: list[str] = []
+        reader = csv.reader(_noted(text, taken), strict=True)
         header = _csv_header(path, reader)
         while True:
             line = reader.line_num + 1
+            taken.clear()
             try:
                 fields = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                yield Record(line, "", "bad_csv", f"{error}; is a quote left open on this line?")
+                detail = f"{error}; is a quote left open on this line?"
+                yield Record(line, _readable("".join(taken)), "bad_csv", detail)
                 continue
             if fields:
                 yield _csv_record(line, header, fields)
@@ -98,27 +106,54 @@ def record_batches(records: Iterable[Record]) -> Iterator[pa.Table]:
         yield pa.Table.from_arrays([lines, *columns], schema=RECORD_SCHEMA)
 
 
-def hub_batches(source: ResolvedSource) -> Iterator[pa.Table]:
-    """Rows of a hub dataset as Arrow tables. Remote code is never run.
+def hub_batches(source: ResolvedSource, revision: str | None) -> Iterator[pa.Table]:
+    """Rows of a hub dataset as Arrow tables, streamed when asked. Remote code is never run.
+
+    Args:
+        source: A source for which `is_hub` holds.
+        revision: Which of its states is read, see `hub_commit`.
 
     Raises:
-        DataError: The dataset cannot be loaded; the message says what was tried.
+        DataError: The dataset cannot be loaded or read; the message says what was tried.
     """
     from datasets import load_dataset  # costs seconds, and only hub sources need it
 
     spec = source.spec
     try:
         dataset = load_dataset(
-            spec.path, spec.subset, split=spec.split, revision=spec.revision, streaming=False
+            spec.path, spec.subset, split=spec.split, revision=revision, streaming=spec.streaming
         )
+        yield from dataset.with_format("arrow").iter(batch_size=_ROWS_PER_BATCH)
     except Exception as error:  # the library raises errors of many kinds, all mean the same here
         raise DataError(
             f"{source.key}: no file, directory or glob matches {spec.path!r} (looked in"
             f" {Path.cwd()}), and as a hub dataset (subset {spec.subset}, split {spec.split!r},"
-            f" revision {spec.revision}) it could not be loaded: {type(error).__name__}: {error}."
+            f" revision {revision}) it could not be loaded: {type(error).__name__}: {error}."
             " Correct the path, or check the id, the split and the network."
         ) from error
-    yield from dataset.with_format("arrow").iter(batch_size=_ROWS_PER_BATCH)
+
+
+def hub_commit(source: ResolvedSource) -> str | None:
+    """The commit that a hub dataset's revision stands for now, so that a record can name it.
+
+    Returns:
+        The 40 digits of the commit; the revision as given where the hub cannot be asked.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    spec = source.spec
+    if spec.revision and _COMMIT.fullmatch(spec.revision):
+        return spec.revision
+    try:
+        return str(HfApi().dataset_info(spec.path, revision=spec.revision).sha)
+    except (OSError, HfHubHTTPError, OfflineModeIsEnabled) as error:
+        _LOG.warning(
+            "%s: which commit revision %s of %s stands for could not be found out (%s); give a"
+            " commit under `revision` to be sure of equal data",
+            source.key, spec.revision, spec.path, error,
+        )  # fmt: skip
+        return spec.revision
 
 
 @contextmanager
@@ -149,15 +184,43 @@ def _begins_with_bracket(stream: BinaryIO) -> bool:
 
 
 def _array_records(path: Path, stream: BinaryIO) -> Iterator[Record]:
+    """Elements as they stand in the file, so that what is odd in one is seen like in a line."""
+    text = stream.read().removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
     try:
-        elements = json.loads(stream.read().decode("utf-8-sig"))
+        for number, (start, end) in enumerate(_element_places(text), start=1):
+            yield _decoded(number, text[start:end].encode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"{path} begins as a JSON array but is not valid JSON: {error}. Mend it, or write one"
             " JSON object per line (JSONL)."
         ) from error
-    for number, element in enumerate(elements, start=1):
-        yield Record(number, json.dumps(element))
+
+
+def _element_places(text: str) -> Iterator[tuple[int, int]]:
+    """Where each element of a JSON array begins and ends.
+
+    Raises:
+        ValueError: ``text`` is no JSON array.
+    """
+    decode = json.JSONDecoder().raw_decode
+    place = _skip_blanks(text, text.index("[") + 1)
+    sign = ","
+    if text[place : place + 1] == "]":
+        sign, place = "]", _skip_blanks(text, place + 1)
+    while sign == ",":
+        _, end = decode(text, place)
+        yield place, end
+        place = _skip_blanks(text, end)
+        sign = text[place : place + 1]
+        place = _skip_blanks(text, place + 1)
+    if sign != "]" or place < len(text):
+        raise json.JSONDecodeError("expecting ',' or the end of the array", text, place)
+
+
+def _skip_blanks(text: str, place: int) -> int:
+    """First place from ``place`` on that is not white space."""
+    found = _INK.search(text, place)
+    return found.start() if found else len(text)
 
 
 def _decoded(line: int, content: bytes) -> Record:
@@ -182,6 +245,13 @@ def _is_too_deep(text: str) -> bool:
     return False
 
 
+def _noted(lines: Iterable[str], taken: list[str]) -> Iterator[str]:
+    """The same lines, each noted when it is taken."""
+    for line in lines:
+        taken.append(line)
+        yield line
+
+
 def _csv_header(path: Path, reader: Any) -> list[str]:
     try:
         header: list[str] = next(reader, [])
@@ -199,12 +269,17 @@ def _csv_header(path: Path, reader: Any) -> list[str]:
 def _csv_record(line: int, header: list[str], fields: list[str]) -> Record:
     record = json.dumps(dict(zip(header, fields, strict=False)), ensure_ascii=False)
     if not _is_text(record):
-        readable = record.encode("utf-8", "replace").decode()
-        return Record(line, readable, "bad_utf8", "the row holds bytes that are not UTF-8")
+        detail = "the row holds bytes that are not UTF-8"
+        return Record(line, _readable(record), "bad_utf8", detail)
     if len(fields) != len(header):
         detail = f"{len(fields)} fields, but the header has {len(header)}"
         return Record(line, record, "wrong_width", detail)
     return Record(line, record)
+
+
+def _readable(value: str) -> str:
+    """``value`` with a question mark for each byte that is not UTF-8."""
+    return value.encode("utf-8", "replace").decode()
 
 
 def _is_text(value: str) -> bool:

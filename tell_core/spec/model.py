@@ -72,7 +72,9 @@ class SourceSpec(Section):
     subset: str | None = None
     """Configuration name of a hub dataset."""
     revision: str | None = None
-    """Commit, tag or branch of a hub dataset."""
+    """Commit, tag or branch of a hub dataset; only a commit makes sure of equal data later."""
+    streaming: bool = False
+    """Whether a hub dataset is read as it arrives, without a copy of it on disk."""
     weight: PositiveFloat = 1.0
     """Share of the general budget, relative to the other general sources."""
 
@@ -170,6 +172,12 @@ class BudgetSpec(Section):
     """Upper bounds on task tokens, counted before the anchor prompt is added."""
     general_tokens: Budgets = ()
     """Upper bounds on general tokens."""
+    unit: Literal["tokens", "supervised_tokens"] = "tokens"
+    """What budgets are counted in: all tokens of an example (template, bare prompt, response), or
+    those of the response and the marker that ends it."""
+    stratify_by: str | None = None
+    """Column of the task data whose values every task budget holds in the proportions of the pool,
+    to within one example; None: examples are drawn without regard to it."""
 
     @field_validator("task_tokens", "general_tokens")
     @classmethod
@@ -192,8 +200,25 @@ class TrainingSpec(Section):
     """Fewest optimiser steps: an arm with too little data for them makes more passes over it."""
     batch_size: PositiveInt = 16
     """Examples per optimiser step."""
+    batching: Literal["auto", "padded", "length_grouped", "packed"] = "auto"
+    """Layout of forward passes: padded in stored order, padded among examples of similar length, or
+    packed one after another without padding and without attention across examples. auto: packed
+    where that equals single examples on this model, else length_grouped. Never changes which
+    examples a step trains on."""
+    micro_batch_tokens: PositiveInt | None = 4096
+    """Most tokens per forward pass, padding included; None: no limit. Changes memory, not the
+    result."""
     micro_batch_size: PositiveInt | None = None
-    """Examples per forward pass; None: the whole batch. Changes memory, not the result."""
+    """Most examples per forward pass; None: no limit. Changes memory, not the result."""
+    gradient_checkpointing: bool = False
+    """Keep no activations within layers and compute them again for the gradient: less memory, about
+    a third more time, the same result."""
+    num_ranks: PositiveInt = 1
+    """Processes, one GPU each where there are GPUs, among which the examples of every step are
+    shared. Changes time, not the result: `batch_size` is that of all ranks together."""
+    weight_quantization: Literal["none", "nf4"] = "none"
+    """Weight quantization of the frozen base: nf4 keeps it in 4 bits (QLoRA; needs a CUDA GPU and
+    the extra `gpu`)."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape of the learning rate after warm-up; cosine and linear end at zero."""
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05

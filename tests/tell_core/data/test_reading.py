@@ -1,4 +1,6 @@
 import json
+import time
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -48,6 +50,14 @@ GOOD = {"prompt": "p", "response": "r"}
         (b'{"prompt": "p", "response": "r", "system": 1}', "not_text"),
         (b'{"prompt": " \\u2003\\n", "response": "r"}', "empty_prompt"),
         (b'{"prompt": "p", "response": ""}', "empty_response"),
+        (b'{"prompt": "p", "response": NaN}', "not_text"),
+        (b'{"prompt": {"text": null}, "response": "r"}', "not_text"),
+        (b'{"prompt": "p", "prompt": "q", "response": "r"}', "duplicate_key"),
+        (b'{"prompt": "p", "response": "r", "n": 1, "n": 2}', "duplicate_key"),
+        (b'{"prompt": "p\\u0000", "response": "r"}', "nul_character"),
+        (b'{"prompt": "p", "response": "r", "system": "\\u0000"}', "nul_character"),
+        (b'{"prompt": "p\x00", "response": "r"}', "bad_json"),
+        (b'{"prompt": "p", "response": "r"}' + b"[" * 600, "bad_json"),
     ],
 )
 def test_unfit_line_is_set_aside_with_its_number_and_reason(tmp_path, line, reason):
@@ -144,6 +154,15 @@ del NAMELESS["messages"][1]["role"]
         (_messages(("user", " "), ("assistant", "a")), "empty_prompt"),
         (_messages(("user", "u"), ("assistant", "")), "empty_response"),
         ({"messages": None}, "missing_column"),
+        ({"messages": [None]}, "wrong_roles"),
+        (_messages(("user", None), ("assistant", "a")), "not_text"),
+        (_messages((None, "u"), ("assistant", "a")), "wrong_roles"),
+        (_messages(("user", "u"), ("assistant", "a"), ("tool", "t")), "wrong_roles"),
+        (_messages(("user", "u\0"), ("assistant", "a")), "nul_character"),
+        (
+            _messages(("user", "\0"), ("assistant", "a"), ("user", "u"), ("assistant", "a")),
+            "nul_character",
+        ),
     ],
 )
 def test_unfit_conversation_is_set_aside_with_its_reason(tmp_path, row, reason):
@@ -153,6 +172,89 @@ def test_unfit_conversation_is_set_aside_with_its_reason(tmp_path, row, reason):
 
     assert rejects == [(2, reason)]
     assert len(kept) == 1
+
+
+def test_message_with_a_key_twice_is_set_aside(tmp_path):
+    good = json.dumps(_messages(("user", "u"), ("assistant", "a")))
+    twice = good.replace('"content": "a"', '"content": "a", "content": "b"')
+    path = tmp_path / "a.jsonl"
+    path.write_text(f"{good}\n{twice}\n")
+
+    _, kept, rejects = _read(path)
+
+    assert (len(kept), rejects) == (1, [(2, "duplicate_key")])
+
+
+def test_nulls_nested_in_other_columns_travel_along(tmp_path):
+    extra = {"m": {"a": None, "b": [None, {"c": None}]}, "z": None}
+
+    _, kept, rejects = _read_rows(tmp_path / "a.jsonl", [GOOD | extra])
+
+    assert json.loads(kept[0]["extra"]) == extra
+    assert not rejects
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet"])
+def test_text_of_ten_megabytes_is_read_whole(tmp_path, name):
+    rows = [GOOD, {"prompt": "x" * 10_000_000, "response": "r"}]
+    path = tmp_path / name
+    if name.endswith(".parquet"):
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif name.endswith(".csv"):
+        path.write_text(
+            "prompt,response\n" + "".join(f"{p},{r}\n" for p, r in map(dict.values, rows))
+        )
+    elif name.endswith(".json"):
+        path.write_text(json.dumps(rows))
+    else:
+        write_rows(path, rows)
+
+    _, kept, _ = _read(path)
+
+    assert [len(row["prompt"]) for row in kept] == [1, 10_000_000]
+
+
+def test_csv_with_bom_crlf_nul_and_bytes_of_another_encoding(tmp_path):
+    (tmp_path / "a.csv").write_bytes(
+        b"\xef\xbb\xbfprompt,response\r\np,r\r\na\x00b,r\r\ncaf\xe9,r\r\nq,s\r\n"
+    )
+
+    _, kept, rejects = _read(tmp_path / "a.csv")
+
+    assert [row["prompt"] for row in kept] == ["p", "q"]
+    assert rejects == [(3, "nul_character"), (4, "bad_utf8")]
+
+
+BAD_LINES = (
+    (b'{"prompt": "p", "respon', "bad_json"),
+    (b"[1]", "not_an_object"),
+    (b'{"prompt": 5, "response": "r"}', "not_text"),
+    (b'{"prompt": "\xff", "response": "r"}', "bad_utf8"),
+    (b'{"prompt": "", "response": "r"}', "empty_prompt"),
+)
+
+
+def test_ten_thousand_malformed_rows_are_all_set_aside_in_bounded_time(tmp_path):
+    path = tmp_path / "a.jsonl"
+    bad = [BAD_LINES[number % len(BAD_LINES)][0] for number in range(10_000)]
+    path.write_bytes(b"\n".join([json.dumps(GOOD).encode(), *bad]))
+
+    start = time.process_time()
+    _, kept, rejects = _read(path)
+    seconds = time.process_time() - start
+
+    assert len(kept) == 1
+    expected = [BAD_LINES[number % len(BAD_LINES)][1] for number in range(10_000)]
+    assert rejects == list(enumerate(expected, start=2))
+    assert seconds < 5  # measured: 0.1
+
+
+def test_file_of_malformed_rows_only_says_so_with_the_first(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\n".join([BAD_LINES[0][0]] * 10_000))
+
+    with pytest.raises(DataError, match=r"none of the 10000 rows.*line 1: bad_json"):
+        _read(path)
 
 
 def test_any_columns_can_be_mapped(tmp_path):
@@ -251,28 +353,67 @@ def test_files_of_a_directory_are_read_in_order(tmp_path):
     assert [row["prompt"] for row in kept] == ["first", "second"]
 
 
-def test_hub_dataset_is_read_through_its_library(tmp_path, monkeypatch):
-    from datasets import Dataset
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub of one dataset, read by the real library from a file; notes what it is asked."""
+    from datasets import load_dataset
 
-    calls = []
+    path = write_rows(tmp_path / "rows.jsonl", [GOOD, GOOD | {"response": ""}])
+    asked = []
 
-    def load_dataset(*args, **kwargs):
-        calls.append((args, kwargs))
-        return Dataset.from_list([GOOD, GOOD | {"response": ""}])
+    def load(*args, streaming, **kwargs):
+        asked.append((args, kwargs))
+        return load_dataset(
+            "json", data_files=str(path), split="train", streaming=streaming,
+            cache_dir=str(tmp_path / "cache"),
+        )  # fmt: skip
 
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    source = resolve_source(
-        SourceSpec(path="owner/name", subset="en", split="test", revision="abc"), "general", "g"
+    def info(_hub, name, revision=None):
+        return SimpleNamespace(sha={None: "0" * 40, "main": "1" * 40}[revision])
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", info)
+    return asked
+
+
+def _read_hub(directory, **fields):
+    source = resolve_source(SourceSpec(path="owner/name", **fields), "general", "g")
+    with open_workspace(directory) as connection:
+        layout = read_source(connection, source, 0)
+        return layout, fetch_all(connection, "select file, line, reason from rejects")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_hub_dataset_is_read_through_its_library(tmp_path, hub, streaming):
+    _, rejects = _read_hub(
+        tmp_path, subset="en", split="test", revision="abc" + "0" * 37, streaming=streaming
     )
-    with open_workspace(tmp_path) as connection:
-        read_source(connection, source, 0)
-        rejects = fetch_all(connection, "select file, line, reason from rejects")
 
-    [(args, kwargs)] = calls
+    [(args, kwargs)] = hub
     assert args == ("owner/name", "en")
-    assert kwargs["split"] == "test" and kwargs["revision"] == "abc"
+    assert kwargs["split"] == "test" and kwargs["revision"] == "abc" + "0" * 37
     assert "trust_remote_code" not in kwargs
     assert rejects == [("owner/name@test", 2, "empty_response")]
+
+
+@pytest.mark.parametrize(("given", "commit"), [(None, "0" * 40), ("main", "1" * 40)])
+def test_hub_revision_is_settled_to_its_commit_before_reading(tmp_path, hub, given, commit):
+    layout, _ = _read_hub(tmp_path, revision=given)
+
+    [(_, kwargs)] = hub
+    assert kwargs["revision"] == layout.revision == commit
+
+
+def test_hub_that_cannot_be_asked_leaves_the_revision_as_given(tmp_path, hub, monkeypatch, caplog):
+    def refuse(*_args, **_kwargs):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", refuse)
+
+    layout, _ = _read_hub(tmp_path, revision="main")
+
+    assert layout.revision == "main"
+    assert "give a commit" in caplog.text
 
 
 def test_unreachable_hub_dataset_says_what_was_tried(tmp_path, monkeypatch):
@@ -280,6 +421,7 @@ def test_unreachable_hub_dataset_says_what_was_tried(tmp_path, monkeypatch):
         raise ConnectionError("no network")
 
     monkeypatch.setattr("datasets.load_dataset", refuse)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", refuse)
     source = resolve_source(SourceSpec(path="owner/name"), "general", "general[0]")
 
     with (

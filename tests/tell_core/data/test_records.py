@@ -3,6 +3,8 @@ import json
 
 import pytest
 import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tell_core.data.records import csv_records, json_records
 from tell_core.errors import DataError
@@ -55,9 +57,35 @@ def test_json_array_is_read_element_by_element(tmp_path):
     assert [(row.line, json.loads(row.record)) for row in rows] == [(1, {"a": 1}), (2, {"b": "é"})]
 
 
-def test_broken_json_array_is_a_clear_error(tmp_path):
+@pytest.mark.parametrize(
+    "content", [b'[{"a":1},', b"[1 2]", b"[1", b"[1,]", b"[1] 2", b"[", b"[] []"]
+)
+def test_broken_json_array_is_a_clear_error(tmp_path, content):
     with pytest.raises(DataError, match=r"a\.json begins as a JSON array"):
-        _rows(tmp_path / "a.json", b'[{"a":1},')
+        _rows(tmp_path / "a.json", content)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@given(st.lists(values, max_size=5), st.sampled_from([None, 1, "\t"]))
+def test_array_gives_its_elements_however_it_is_written(tmp_path_factory, elements, indent):
+    path = tmp_path_factory.mktemp("array") / "a.json"
+    content = json.dumps(elements, indent=indent).encode()
+
+    assert [json.loads(row.record) for row in _rows(path, content)] == elements
+
+
+def test_element_of_an_array_is_left_as_it_stands(tmp_path):
+    content = b'[{"a":1,"a":2}, {"b": 1e400}, {"c":"\xff"}]'
+    rows = _rows(tmp_path / "a.json", content)
+
+    assert [row.record for row in rows[:2]] == ['{"a":1,"a":2}', '{"b": 1e400}']
+    assert (rows[2].line, rows[2].reason) == (3, "bad_utf8")
 
 
 def test_json_file_of_lines_is_read_by_line(tmp_path):
@@ -86,6 +114,12 @@ def test_unfit_csv_rows_are_marked(tmp_path):
         (6, "bad_csv"),
         (7, "bad_csv"),
     ]
+
+
+def test_unreadable_csv_row_keeps_its_text(tmp_path):
+    rows = _rows(tmp_path / "a.csv", b'prompt,response\nb,c\n"a"x,\xff\n', csv_records)
+
+    assert (rows[1].reason, rows[1].record) == ("bad_csv", '"a"x,?\n')
 
 
 def test_csv_field_of_any_length_is_read(tmp_path):
