@@ -11,9 +11,11 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 import psutil
@@ -24,12 +26,15 @@ from torch import nn
 from tell_core.data.encoding import EncodedExamples, IntArray, Mixture
 from tell_core.data.pools import open_pools
 from tell_core.data.rendering import label_mask_pieces
+from tell_core.data.token_store import open_mixture
 from tell_core.errors import TellError
 from tell_core.evaluation.generation import generate_greedy
 from tell_core.pipeline import Stage, curate_stage, mix_stage, renderer_of, settled
 from tell_core.spec.arms import parse_arm
 from tell_core.spec.cells import Cell, plan_cells
 from tell_core.spec.model import ExperimentSpec
+from tell_core.training.attention import TOLERANCE, attended, packing_refusal
+from tell_core.training.batching import Limits, share_rows
 from tell_core.training.collation import collate
 from tell_core.training.devices import (
     Precision,
@@ -43,14 +48,15 @@ from tell_core.training.losses import supervised_nll
 from tell_core.training.models import LoadedModel, attach_lora, detach_adapter, load_model
 from tell_core.training.trainer import seed_step
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 Verdict = Literal["ok", "warning", "fail"]
 Sample = list[tuple[str, bool]]  # text of each token, and whether it is supervised
 
 _NUM_EXAMPLES = 8
 _NEW_TOKENS = 16
-# Largest relative difference that rounding explains: sums of a few thousand products in float32
-# differ by 1e-6 to 1e-5 between batch shapes; bfloat16 keeps 8 bits.
-_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
+_IN_ONE_BATCH = Limits("padded")
 _LEAST_DISK_BYTES = 2_000_000_000
 
 
@@ -91,7 +97,7 @@ def check_experiment(spec: ExperimentSpec, root: Path) -> tuple[list[Check], lis
     curated = curate_stage(spec, root)
     cell = _richest_cell(spec)
     mixed = mix_stage(spec, cell, curated)
-    mixture = Mixture.load(mixed.path / "mixture.safetensors")
+    mixture = open_mixture(mixed.path)
     device = resolve_device(spec.training.device)
     with exclusive_device(device), cpu_threads(spec.training.threads):
         base = load_model(
@@ -209,7 +215,7 @@ def _check_numbers(
 ) -> Iterator[Check]:
     """Batches against single examples, whole steps against micro-batches."""
     precision = resolve_precision(spec.model.dtype, device, spec.training.method)
-    tolerance = _TOLERANCE[precision.name]
+    tolerance = TOLERANCE[precision.name]
     rows = np.unique(mixture.order[: spec.training.batch_size])[:_NUM_EXAMPLES].astype(np.int64)
     examples = mixture.examples
     yield _compare(
@@ -217,11 +223,23 @@ def _check_numbers(
         lambda: _losses_apart(base.model, examples, rows, device, precision),
         tolerance,
     )
-    yield _compare(
-        "one batch equals micro-batches (gradient)",
-        lambda: _gradients_apart(spec, base, examples, rows, device, precision),
-        tolerance,
-    )
+    batches = {"one batch equals micro-batches (gradient)": _IN_ONE_BATCH}
+    refusal = packing_refusal(base.model, examples, rows, device, precision)
+    if refusal is None:
+        batches["packed equals single examples (gradient)"] = Limits("packed")
+    else:
+        detail = f"refused for this model, which is trained length_grouped: {refusal}"
+        asked = spec.training.batching == "packed"
+        yield Check("packing", "fail" if asked else "warning", detail)
+    with _gradient_of(spec, base, examples, rows, device, precision) as gradient:
+        alone = gradient(Limits("padded", max_examples=1), 1)
+        for name, limits in batches.items():
+            yield _compare(name, partial(_apart, alone, gradient(limits, 1)), tolerance)
+        yield _compare(
+            "two ranks equal one process (gradient)",
+            lambda: _apart(alone, gradient(_IN_ONE_BATCH, 2)),
+            tolerance,
+        )
     yield _check_generation(base, examples, rows, device, precision)
 
 
@@ -257,45 +275,47 @@ def _losses_apart(
     return float(np.max(np.abs(together - alone) / np.maximum(np.abs(alone), 1e-6)))
 
 
-def _gradients_apart(
+Gradient = Callable[[Limits, int], torch.Tensor]
+
+
+@contextmanager
+def _gradient_of(
     spec: ExperimentSpec,
     base: LoadedModel,
     examples: EncodedExamples,
     rows: IntArray,
     device: torch.device,
     precision: Precision,
-) -> float:
-    """Norm of the difference of the step's gradient in one batch and example by example."""
+) -> Iterator[Gradient]:
+    """A function from a layout and a number of ranks to the gradient of one step, shape (P,)."""
     is_full = spec.training.method == "full"
     seed_step(0, 0)
     without_dropout = spec.training.model_copy(update={"lora_dropout": 0.0})
     model = base.model if is_full else attach_lora(base.model, without_dropout)
     if is_full:
         model.requires_grad_(True)
+
+    def gradient(limits: Limits, num_ranks: int) -> torch.Tensor:
+        model.zero_grad(set_to_none=True)
+        with attended(cast("PreTrainedModel", model), limits):
+            for share in share_rows(examples.lengths[rows], num_ranks):
+                step_gradients(
+                    model, examples, rows,
+                    limits=limits, device=device, precision=precision, share=share,
+                )  # fmt: skip
+        found = [p.grad.flatten().double() for p in model.parameters() if p.grad is not None]
+        model.zero_grad(set_to_none=True)
+        return torch.cat(found)
+
     try:
-        whole, parts = (
-            _gradient(model, examples, rows, size, device, precision) for size in (None, 1)
-        )
+        yield gradient
     finally:
         detach_adapter(model)
-    return float((whole - parts).norm() / whole.norm().clamp(min=1e-30))
 
 
-def _gradient(
-    model: nn.Module,
-    examples: EncodedExamples,
-    rows: IntArray,
-    micro_batch_size: int | None,
-    device: torch.device,
-    precision: Precision,
-) -> torch.Tensor:
-    model.zero_grad(set_to_none=True)
-    step_gradients(
-        model, examples, rows, micro_batch_size=micro_batch_size, device=device, precision=precision
-    )
-    found = [p.grad.flatten().double() for p in model.parameters() if p.grad is not None]
-    model.zero_grad(set_to_none=True)
-    return torch.cat(found)
+def _apart(expected: torch.Tensor, found: torch.Tensor) -> float:
+    """Norm of the difference over that of what is expected."""
+    return float((expected - found).norm() / expected.norm().clamp(min=1e-30))
 
 
 def _check_generation(

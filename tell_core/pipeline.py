@@ -17,6 +17,7 @@ from tell_core.data.corpus import parse_extra
 from tell_core.data.curation import curate, curation_inputs
 from tell_core.data.mixtures import build_cell_inputs
 from tell_core.data.rendering import ChatRenderer, load_chat_template
+from tell_core.data.token_store import has_stores
 from tell_core.errors import StoreError
 from tell_core.evaluation.metrics import metric_identity
 from tell_core.evaluation.scoring import check_references, evaluate_cell
@@ -24,7 +25,7 @@ from tell_core.spec.arms import parse_arm
 from tell_core.spec.cells import Cell, tuning_cells
 from tell_core.spec.identity import fingerprint
 from tell_core.spec.model import Candidate, ExperimentSpec
-from tell_core.store import find_stage, read_json, stage_path, write_stage
+from tell_core.store import find_stage, read_json, stage_path, write_json, write_stage
 from tell_core.training.devices import resolve_device, resolve_precision
 from tell_core.training.identity import training_fields
 from tell_core.training.loop import train_cell
@@ -32,7 +33,7 @@ from tell_core.training.models import context_tokens, load_tokenizer, model_dige
 from tell_core.training.trainer import DivergedError
 
 # Raised by hand when a change of code changes what a stage puts out.
-STAGE_VERSIONS = {"curate": 3, "mix": 3, "train": 1, "evaluate": 2, "analyse": 1, "report": 1}
+STAGE_VERSIONS = {"curate": 4, "mix": 4, "train": 1, "evaluate": 2, "analyse": 1, "report": 1}
 # Which items there are belongs to the mix stage; how many side by side, and where files lie,
 # changes no answer.
 _NOT_SCORING: Any = {
@@ -41,6 +42,7 @@ _NOT_SCORING: Any = {
     "batch_size": True,
     "harness": {"__all__": {"tasks_dir"}},
 }
+_REASON = "reason.json"
 Progress = Callable[[str, int, int], None]
 T = TypeVar("T")
 
@@ -149,6 +151,7 @@ def mix_stage(spec: ExperimentSpec, cell: Cell, curated: Stage) -> Stage:
         evaluation.max_items,
         evaluation.num_shots if parse_arm(cell.arm).has_shots else None,
         {source.name: source.weight for source in spec.general},
+        [spec.budgets.unit, spec.budgets.stratify_by],
     )
     return _stage(
         curated.root,
@@ -157,6 +160,7 @@ def mix_stage(spec: ExperimentSpec, cell: Cell, curated: Stage) -> Stage:
         lambda out: build_cell_inputs(
             spec, cell, curated.path, renderer_of(spec), out, context_tokens=context_of(spec)
         ),
+        is_usable=has_stores,
     )
 
 
@@ -179,8 +183,14 @@ def train_fingerprint(spec: ExperimentSpec, mixed: Stage) -> str:
 def train_stage(
     spec: ExperimentSpec, cell: Cell, mixed: Stage, on_progress: Progress | None = None
 ) -> Stage:
-    """Train one cell with settled settings; an interrupted training goes on from its checkpoint."""
+    """Train one cell with settled settings; an interrupted training goes on from its checkpoint.
+
+    Raises:
+        DivergedError: The loss is not finite, here or where a bundle of it was run.
+    """
     identity = train_fingerprint(spec, mixed)
+    if reason := find_diverged(mixed.root, identity):
+        raise DivergedError(reason)
     return _stage(
         mixed.root,
         "train",
@@ -197,6 +207,18 @@ def train_stage(
         ),
         resume=True,
     )
+
+
+def find_diverged(root: Path, identity: str) -> str | None:
+    """Why a training that was run as a bundle diverged, or None when that is not known."""
+    found = find_stage(root, "diverged", identity)
+    return str(read_json(found / _REASON)["reason"]) if found else None
+
+
+def note_diverged(root: Path, identity: str, reason: str) -> None:
+    """Remember that a training diverged elsewhere, so that it is not tried again here."""
+    with write_stage(root, "diverged", identity) as out:
+        write_json(out / _REASON, {"reason": reason})
 
 
 def evaluate_fingerprint(spec: ExperimentSpec, mixed: Stage, trained: Stage | None) -> str:
@@ -357,9 +379,16 @@ def _fingerprint(stage: str, *parts: Any) -> str:
 
 
 def _stage(
-    root: Path, name: str, identity: str, work: Callable[[Path], Any], *, resume: bool = False
+    root: Path,
+    name: str,
+    identity: str,
+    work: Callable[[Path], Any],
+    *,
+    resume: bool = False,
+    is_usable: Callable[[Path], bool] = lambda _path: True,
 ) -> Stage:
-    if find_stage(root, name, identity):
+    found = find_stage(root, name, identity)
+    if found and is_usable(found):
         return Stage(name, identity, root, reused=True)
     with write_stage(root, name, identity, resume=resume) as out:
         work(out)

@@ -61,7 +61,22 @@ def write_stage(root: Path, stage: str, fp: str, *, resume: bool = False) -> Ite
     Raises:
         StoreError: The disk is full or not writable; what was finished before is untouched.
     """
-    final = stage_path(root, stage, fp)
+    with write_beside(stage_path(root, stage, fp), resume=resume) as partial:
+        yield partial
+
+
+@contextmanager
+def write_beside(final: Path, *, resume: bool = False) -> Iterator[Path]:
+    """As `write_stage`, for a stage directory wherever it lies.
+
+    Args:
+        final: Where the finished stage is to lie, named ``<stage>-<fingerprint>``.
+        resume: As there.
+
+    Raises:
+        StoreError: As there.
+    """
+    stage, _, fp = final.name.rpartition("-")
     partial = final.with_name(final.name + ".partial")
     with explain_disk_errors(partial):
         if partial.exists() and not resume:
@@ -118,7 +133,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Replace a file by ``value`` as JSON in one step; NaN and Infinity are refused."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """The text that `write_json` writes."""
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:

@@ -1,6 +1,11 @@
-"""Token budgets: whole examples, nested, never over, and never filled by repetition."""
+"""Token budgets: whole examples, nested, never over, and never filled by repetition.
 
-from collections.abc import Sequence
+Tokens here are whatever a budget is counted in (`budgets.unit`): all tokens of a rendered example,
+or its supervised tokens only.
+"""
+
+import heapq
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -25,8 +30,68 @@ def choice_order(num_examples: int, seed: int, purpose: str = "task") -> IntArra
     return seeded_generator(seed, f"choice of {purpose}").permutation(num_examples)
 
 
+def stratified_order(strata: Sequence[str] | npt.NDArray[np.str_], seed: int) -> IntArray:
+    """A seeded order of choice in which every beginning holds each stratum in proportion.
+
+    Among the first k examples a stratum with a share p of the pool has between p k - 1 and p k + 1,
+    for every k at once: Tijdeman's chairman assignment (1980), the earliest deadline first. Which
+    examples of a stratum come first is drawn by seed, and so is which of two strata with the same
+    deadline goes first.
+
+    Args:
+        strata: Length N. Stratum of each example.
+        seed: Seed of the order.
+
+    Returns:
+        Shape (N,). A permutation of 0 to N - 1.
+    """
+    names, stratum_of = np.unique(np.asarray(strata), return_inverse=True)
+    shuffled = choice_order(len(stratum_of), seed)
+    members = shuffled[np.argsort(stratum_of[shuffled], kind="stable")]
+    sizes = np.bincount(stratum_of, minlength=len(names))
+    places = np.concatenate([np.arange(size) for size in sizes])
+    releases, deadlines = _time_windows(np.repeat(sizes, sizes), places, len(names))
+    ranks = seeded_generator(seed, "order of strata").permutation(len(names))
+    jobs = zip(
+        releases.tolist(),
+        deadlines.tolist(),
+        np.repeat(ranks, sizes).tolist(),
+        members.tolist(),
+        strict=True,
+    )
+    waiting = sorted(jobs, reverse=True)
+    ready: list[tuple[int, int, int]] = []
+    order = []
+    for step in range(1, len(members) + 1):
+        while waiting and waiting[-1][0] <= step:
+            heapq.heappush(ready, waiting.pop()[1:])
+        order.append(heapq.heappop(ready)[2])
+    return np.asarray(order, dtype=np.int64)
+
+
+def _time_windows(sizes: IntArray, places: IntArray, num_strata: int) -> tuple[IntArray, IntArray]:
+    """First and last position, from 1, at which each example may stand.
+
+    With a share p = size / N and the slack d = 1 / (2 S - 2) for S strata, the j-th example of a
+    stratum (j from 1) may not come before (j - 1 + d) / p nor after (j - d) / p + 1. Numbers are
+    whole, multiplied by 2 S - 2.
+    """
+    if num_strata == 1:
+        return places + 1, places + 1
+    parts = 2 * num_strata - 2
+    scaled, total = parts * sizes.astype(np.int64), len(sizes)
+    releases = -(-(parts * places + 1) * total // scaled)
+    deadlines = (parts * (places + 1) - 1) * total // scaled + 1
+    return releases, deadlines
+
+
 def select_within_budget(
-    token_counts: IntArray, budget: int, seed: int, purpose: str = "task"
+    token_counts: IntArray,
+    budget: int,
+    seed: int,
+    purpose: str = "task",
+    *,
+    order: IntArray | None = None,
 ) -> IntArray:
     """Choose whole examples in a seeded order until the next one would exceed the budget.
 
@@ -38,6 +103,7 @@ def select_within_budget(
         budget: Upper bound on the sum of chosen counts, in tokens.
         seed: Seed of the permutation that fixes the order of choice.
         purpose: Keeps the orders of different pools apart.
+        order: Shape (N,). Another order of choice, such as `stratified_order`.
 
     Returns:
         Shape (K,), 1 <= K <= N. Indices into ``token_counts``, in order of choice.
@@ -45,7 +111,7 @@ def select_within_budget(
     Raises:
         TokenBudgetError: The first example drawn is larger than ``budget``.
     """
-    order = choice_order(len(token_counts), seed, purpose)
+    order = choice_order(len(token_counts), seed, purpose) if order is None else order
     used = np.cumsum(token_counts[order], dtype=np.int64)
     chosen = order[: int(np.searchsorted(used, budget, side="right"))]
     if len(chosen) == 0:
@@ -62,9 +128,11 @@ def split_budget(
 ) -> list[int]:
     """Split a budget over sources by weight; what a source cannot supply goes to the others.
 
-    Each source gets ``min(available, level * weight)`` rounded down, with one level for all, so
-    that no share falls when the budget grows. What rounding leaves over, fewer tokens than there
-    are sources, stays unused.
+    The remainder rule: each source gets ``min(available, level * weight)`` rounded down, with one
+    level for all that is raised until the budget is spent, so that what a source cannot supply goes
+    to the others by their weights, and no share falls when the budget grows. What rounding leaves
+    over, fewer tokens than there are sources, stays unused; so does what is left of a share when
+    its next example is longer.
 
     Args:
         budget: Tokens to split.
@@ -90,10 +158,31 @@ def split_budget(
     return [int(share) for share in shares]
 
 
+def source_shares(
+    token_counts: IntArray,
+    source_names: Sequence[str] | npt.NDArray[np.str_],
+    weights: Mapping[str, float],
+    budget: int,
+) -> dict[str, int]:
+    """What each source with examples may use of a budget, by `split_budget`.
+
+    Args:
+        token_counts: Shape (N,). Tokens per example.
+        source_names: Length N. Source of each example.
+        weights: Relative share of each source.
+        budget: Upper bound over all sources, in tokens.
+    """
+    names = np.asarray(source_names)
+    tokens = {name: token_counts[names == name] for name in weights}
+    available = {name: int(counts.sum()) for name, counts in tokens.items() if len(counts)}
+    shares = split_budget(budget, [weights[name] for name in available], list(available.values()))
+    return dict(zip(available, shares, strict=True))
+
+
 def select_from_sources(
     token_counts: IntArray,
     source_names: Sequence[str] | npt.NDArray[np.str_],
-    weights: dict[str, float],
+    weights: Mapping[str, float],
     budget: int,
     seed: int,
 ) -> IntArray:
@@ -117,12 +206,9 @@ def select_from_sources(
         TokenBudgetError: No source's share holds its first example.
     """
     names = np.asarray(source_names)
-    pools = {name: np.flatnonzero(names == name) for name in weights}
-    pools = {name: rows for name, rows in pools.items() if len(rows)}
-    available = [int(token_counts[rows].sum()) for rows in pools.values()]
-    shares = split_budget(budget, [weights[name] for name in pools], available)
     chosen, refusals = [], []
-    for (name, rows), share in zip(pools.items(), shares, strict=True):
+    for name, share in source_shares(token_counts, names, weights, budget).items():
+        rows = np.flatnonzero(names == name)
         try:
             chosen.append(rows[select_within_budget(token_counts[rows], share, seed, name)])
         except TokenBudgetError as error:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,9 @@ import pyarrow.parquet as pq
 
 from tell_core.data.encoding import EncodedExamples, IntArray
 from tell_core.data.rendering import Example
+from tell_core.data.token_store import TokenStore
+from tell_core.errors import DataError
+from tell_core.spec.identity import file_digest
 
 _MAX_DIGITS = 4000
 _EXAMPLE_COLUMNS = ("system", "history", "prompt", "response")
@@ -55,6 +58,22 @@ class Corpus:
         """Length N. Digest of each example's content."""
         return self._column("example_id")
 
+    def strata(self, column: str) -> npt.NDArray[np.str_]:
+        """Shape (N,). Value of a column of the data for each example, as JSON text.
+
+        Raises:
+            DataError: No example has the column.
+        """
+        extras = [parse_extra(text) for text in self._column("extra")]
+        if not any(column in extra for extra in extras):
+            known = sorted({name for extra in extras for name in extra})
+            raise DataError(
+                f"budgets.stratify_by: the task data have no column {column!r} beside prompt and"
+                f" response; there are {', '.join(known) or 'none'}. Name one of these, or leave"
+                " `stratify_by` out."
+            )
+        return np.asarray([json.dumps(extra.get(column), sort_keys=True) for extra in extras])
+
     def examples(self, rows: IntArray) -> list[Example]:
         """The examples of ``rows``, in that order."""
         return [example_from_row(record) for record in self.records(rows, _EXAMPLE_COLUMNS)]
@@ -69,17 +88,25 @@ class Corpus:
         records = self.records(rows, ("file", "line")) if len(rows) else []
         return [f"{record['file']}, line {record['line']}" for record in records]
 
+    def example_batches(self, batch_rows: int) -> Iterator[list[Example]]:
+        """All examples in order, so many at a time."""
+        file = pq.ParquetFile(self.path)
+        for batch in file.iter_batches(batch_rows, columns=list(_EXAMPLE_COLUMNS)):
+            yield [example_from_row(row) for row in batch.to_pylist()]
+
+    @cached_property
+    def store(self) -> TokenStore:
+        """The tokens of its examples, rendered without the anchor."""
+        return TokenStore(bare_store_path(self.path))
+
     def encoded(self, rows: IntArray, *, is_task: bool) -> EncodedExamples:
         """The examples of ``rows`` as tokens, rendered without the anchor."""
-        table = self._take(rows, ("input_ids", "response_start"))
-        ids = table.column("input_ids").combine_chunks()
-        lengths = np.asarray(self.num_tokens[rows], dtype=np.int64)
-        return EncodedExamples(
-            tokens=ids.flatten().to_numpy().astype(np.int32),
-            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-            response_starts=table.column("response_start").to_numpy().astype(np.int32),
-            is_task=np.full(len(rows), is_task, dtype=np.bool_),
-        )
+        return self.store.take(rows, is_task=is_task)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of its file."""
+        return file_digest(self.path)
 
     def _numbers(self, name: str) -> IntArray:
         column = pq.read_table(self.path, columns=[name]).column(name)
@@ -102,6 +129,11 @@ class Corpus:
         table = pa.Table.from_batches(taken, schema=_schema_of(file, columns))
         place = np.cumsum(wanted) - 1
         return table.take(pa.array(place[rows])).select(list(columns))
+
+
+def bare_store_path(corpus: Path) -> Path:
+    """Where the tokens of a corpus without the anchor lie: ``general.tokens.arrow``."""
+    return corpus.with_suffix(".tokens.arrow")
 
 
 def example_from_row(row: dict[str, Any]) -> Example:

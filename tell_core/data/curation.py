@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from tell_core.data.anchors import Anchor, apply_anchor, resolve_anchor, with_num_tokens
 from tell_core.data.contamination import create_contamination_tables, find_contamination
-from tell_core.data.corpus import example_from_row, parse_extra
+from tell_core.data.corpus import bare_store_path, example_from_row, parse_extra
+from tell_core.data.encoding import EncodedExamples, from_lists
 from tell_core.data.filters import chosen_filters, measure_unfit
 from tell_core.data.near_duplicates import (
     create_near_duplicate_tables,
@@ -29,6 +31,7 @@ from tell_core.data.profile import profile_source
 from tell_core.data.reading import Layout, read_source
 from tell_core.data.rendering import ChatRenderer, Example, load_chat_template
 from tell_core.data.sources import ResolvedSource, resolve_sources, source_identity
+from tell_core.data.token_store import STORE_FILE, TokenStore, open_writer
 from tell_core.data.workspace import (
     HAS_INK,
     REJECT_TEXT_CHARACTERS,
@@ -37,7 +40,9 @@ from tell_core.data.workspace import (
     insert_table,
     open_workspace,
     quoted,
+    spill_directory,
     stream_batches,
+    stream_columns,
 )
 from tell_core.errors import AnchorError, DataError, StoreError
 from tell_core.spec.identity import file_digest
@@ -91,9 +96,10 @@ def curate(
     Args:
         spec: The experiment.
         tokenizer: Tokenizer of the base model.
-        out: Existing directory for ``task_train.parquet`` and its siblings, ``rejects.parquet``,
-            ``overlap.parquet``, ``flagged.parquet``, ``near_duplicates.parquet``,
-            ``anchor.json`` and ``profile.json``.
+        out: Existing directory for ``task_train.parquet`` and its siblings with their tokens
+            (``task_train.tokens.arrow``), ``rejects.parquet``, ``overlap.parquet``,
+            ``flagged.parquet``, ``near_duplicates.parquet``, ``anchor.json`` and
+            ``profile.json``.
         on_progress: Called with the step's name, units done and units in all.
 
     Returns:
@@ -116,7 +122,7 @@ def curate(
             _reject_duplicates(connection)
         index_prompts(connection, anchor.own_instruction)
         find_overlap(connection, drop=spec.curation.drop_overlap)
-        _encode(connection, renderer, anchor, report)
+        tokens = _encode(connection, renderer, anchor, report)
         _reject_too_long(connection, spec.curation.max_tokens)
         _compare(connection, spec.curation, report)
         _require_parts(connection, sources)
@@ -124,12 +130,11 @@ def curate(
         find_overlap(connection, drop=spec.curation.drop_overlap)  # of train with carved dev items
         _settle_near_duplicates(connection, spec.curation)
         _require_parts(connection, sources)
-        report("write", 0, 1)
-        _write(connection, out)
+        _write(connection, out, report)
+        _write_tokens(connection, tokens, renderer, out)
         profile = _profile(connection, sources, layouts, renderer)
     write_json(out / "anchor.json", anchor.record())
     write_json(out / "profile.json", profile)
-    report("write", 1, 1)
     return profile
 
 
@@ -233,35 +238,48 @@ def _reject(connection: duckdb.DuckDBPyConnection, query: str) -> None:
 
 def _encode(
     connection: duckdb.DuckDBPyConnection, renderer: ChatRenderer, anchor: Anchor, report: Progress
-) -> None:
-    """Render every example without the anchor, and measure it with the anchor."""
+) -> TokenStore:
+    """Render every example without the anchor, and measure it with the anchor.
+
+    Returns:
+        The tokens, under the spill directory; column `place` of `encoded` says where.
+    """
     connection.execute(
-        "create table encoded (id bigint, input_ids integer[], response_start integer,"
-        " num_tokens bigint, num_response_tokens bigint, num_anchored_tokens bigint)"
+        "create table encoded (id bigint, place bigint, num_tokens bigint,"
+        " num_response_tokens bigint, num_anchored_tokens bigint)"
     )
     num_examples, done = fetch_one(connection, "select count(*) from examples"), 0
     query = "select id, part, system, history, prompt, response from examples order by id"
-    for rows in stream_batches(connection, query, _ENCODE_ROWS):
-        report("encode", done, num_examples)
-        insert_table(connection, "encoded", _encoded_rows(rows, renderer, anchor))
-        done += len(rows)
+    path = spill_directory(connection) / STORE_FILE
+    with open_writer(path, renderer.digest) as writer:
+        for rows in stream_batches(connection, query, _ENCODE_ROWS):
+            report("encode", done, num_examples)
+            examples = [example_from_row(row) for row in rows]
+            encoded = from_lists(renderer.encode(examples), is_task=False)
+            writer.append(encoded)
+            counts = _token_counts(rows, examples, encoded, renderer, anchor)
+            counts["place"] = np.arange(done, done + len(rows))
+            insert_table(connection, "encoded", pa.table(counts))
+            done += len(rows)
     report("encode", num_examples, num_examples)
+    return TokenStore(path, is_mapped=False)
 
 
-def _encoded_rows(rows: list[dict[str, Any]], renderer: ChatRenderer, anchor: Anchor) -> pa.Table:
-    examples = [example_from_row(row) for row in rows]
-    encoded = renderer.encode(examples)
-    lengths = [len(ids) for ids, _ in encoded]
-    return pa.table(
-        {
-            "id": [row["id"] for row in rows],
-            "input_ids": pa.array([ids for ids, _ in encoded], pa.list_(pa.int32())),
-            "response_start": pa.array([start for _, start in encoded], pa.int32()),
-            "num_tokens": lengths,
-            "num_response_tokens": [len(ids) - start for ids, start in encoded],
-            "num_anchored_tokens": _anchored_lengths(rows, examples, lengths, renderer, anchor),
-        }
-    )
+def _token_counts(
+    rows: list[dict[str, Any]],
+    examples: list[Example],
+    encoded: EncodedExamples,
+    renderer: ChatRenderer,
+    anchor: Anchor,
+) -> dict[str, Any]:
+    return {
+        "id": [row["id"] for row in rows],
+        "num_tokens": encoded.lengths,
+        "num_response_tokens": encoded.supervised_counts,
+        "num_anchored_tokens": _anchored_lengths(
+            rows, examples, encoded.lengths.tolist(), renderer, anchor
+        ),
+    }
 
 
 def _anchored_lengths(
@@ -375,19 +393,35 @@ def _take_out(
     )
 
 
-def _write(connection: duckdb.DuckDBPyConnection, out: Path) -> None:
+def _write_tokens(
+    connection: duckdb.DuckDBPyConnection, tokens: TokenStore, renderer: ChatRenderer, out: Path
+) -> None:
+    """Write the tokens of each part beside its corpus, in the order of its rows."""
     for part in PARTS:
+        query = (
+            "select place from encoded join examples using (id)"
+            f" where part = {quoted(part)} order by id"
+        )
+        with open_writer(bare_store_path(out / f"{part}.parquet"), renderer.digest) as writer:
+            for batch in stream_columns(connection, query, _ENCODE_ROWS):
+                writer.append(tokens.take(batch["place"], is_task=False))
+
+
+def _write(connection: duckdb.DuckDBPyConnection, out: Path, report: Progress) -> None:
+    for number, part in enumerate(PARTS):
+        report("write", number, len(PARTS))
         _copy(
             connection,
             f"""
             select row_number() over (order by id) - 1 as row, name as source, file, line,
                 example_id, system, history, prompt, response, extra, num_tokens,
-                num_response_tokens, input_ids, response_start
+                num_response_tokens
             from examples join encoded using (id) join sources using (source_id)
             where part = {quoted(part)} order by id
             """,
             out / f"{part}.parquet",
         )
+    report("write", len(PARTS), len(PARTS))
     _copy(
         connection,
         "select name as source, file, line, reason, detail, value, text from rejects"

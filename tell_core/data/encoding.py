@@ -64,10 +64,10 @@ class EncodedExamples:
     def select(self, rows: Sequence[int] | IntArray) -> "EncodedExamples":
         """The examples at ``rows``, in that order."""
         index = np.asarray(rows, dtype=np.int64)
-        pieces = [self.example(int(row)) for row in index]
+        lengths = self.lengths[index]
         return EncodedExamples(
-            tokens=np.concatenate(pieces) if pieces else np.empty(0, np.int32),
-            offsets=_offsets([len(piece) for piece in pieces]),
+            tokens=self.tokens[_ranges(self.offsets[:-1][index], lengths)],
+            offsets=_offsets(lengths),
             response_starts=self.response_starts[index],
             is_task=self.is_task[index],
         )
@@ -146,6 +146,13 @@ def concatenate(parts: Sequence[EncodedExamples]) -> EncodedExamples:
         response_starts=np.concatenate([part.response_starts for part in parts]).astype(np.int32),
         is_task=np.concatenate([part.is_task for part in parts]),
     )
+
+
+def _ranges(starts: IntArray, lengths: IntArray) -> IntArray:
+    """The places ``start`` to ``start + length - 1`` of each range, one range after another."""
+    ends = np.cumsum(lengths)
+    num_places = int(ends[-1]) if len(ends) else 0
+    return np.repeat(starts - (ends - lengths), lengths) + np.arange(num_places)
 
 
 def _offsets(lengths: Sequence[int] | IntArray) -> IntArray:

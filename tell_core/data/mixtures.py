@@ -11,18 +11,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from tell_core.data.budgets import choice_order, select_from_sources, select_within_budget
+from tell_core.data.budgets import (
+    choice_order,
+    select_from_sources,
+    select_within_budget,
+    source_shares,
+    stratified_order,
+)
 from tell_core.data.corpus import Corpus, parse_extra
-from tell_core.data.encoding import EncodedExamples, IntArray, Mixture, concatenate
+from tell_core.data.encoding import EncodedExamples, IntArray, concatenate
 from tell_core.data.orders import build_order, num_passes, repeated_order, shuffle_proof
 from tell_core.data.pools import Look, Pools, open_pools
 from tell_core.data.rendering import ChatRenderer, label_mask_pieces
 from tell_core.data.seeding import choose_rows
 from tell_core.data.selection import diverse_orders, select_in_orders
+from tell_core.data.token_store import INDEX_FILE, MixtureIndex
 from tell_core.errors import DataError
 from tell_core.spec.arms import Arm, parse_arm
 from tell_core.spec.cells import Cell
@@ -45,7 +52,7 @@ def plan_cell(
 ) -> Ledger:
     """The token ledger of a cell, exactly, without writing anything.
 
-    Corpora read and examples rendered are kept for further cells of the same process.
+    Examples rendered are kept beside ``curated``, for further cells and for the run.
 
     Args:
         spec: The experiment.
@@ -82,8 +89,9 @@ def build_cell_inputs(
         cell: The cell.
         curated: Directory written by `curate`.
         renderer: Renderer of the base model.
-        out: Existing directory for ``mixture.safetensors`` (trained arms only),
-            ``probe.safetensors``, ``test.safetensors`` and the JSON files beside them.
+        out: Existing directory for ``mixture_index.safetensors`` (trained arms only),
+            ``probe.safetensors``, ``test.safetensors`` and the JSON files beside them; it must lie
+            beside ``curated``, as the token stores do to which the index refers.
         num_steps: Optimiser steps of an arm that repeats its task data; None takes those of
             `tell` at the same budgets and seed.
         context_tokens: Longest sequence the base model takes; None leaves it unchecked.
@@ -99,11 +107,11 @@ def build_cell_inputs(
     data = _CellData(spec, cell, open_pools(curated, renderer), num_steps)
     _require_context(data, context_tokens)
     ledger = data.ledger()
-    mixture = data.mixture() if data.arm.is_trained else None
-    if mixture is not None:
-        _write_mixture(mixture, out)
+    if data.arm.is_trained:
+        data.require_supervised()
+        _write_mixture(data.index, out)
     _write_items(data, out)
-    _write_samples(mixture, data, out)
+    _write_samples(data, out)
     write_json(out / "ledger.json", ledger)
     return ledger
 
@@ -145,16 +153,41 @@ class _CellData:
         return self.pools.corpus("general")
 
     @cached_property
+    def task_order(self) -> IntArray:
+        """The order in which task examples are chosen."""
+        pool, column = self.task_pool, self.spec.budgets.stratify_by
+        if column is None:
+            return choice_order(pool.num_examples, self.cell.seed)
+        return stratified_order(pool.strata(column), self.cell.seed)
+
+    def counts(self, pool: Corpus) -> IntArray:
+        """Shape (N,). What each example of a pool takes of a budget."""
+        is_supervised = self.spec.budgets.unit == "supervised_tokens"
+        return pool.num_response_tokens if is_supervised else pool.num_tokens
+
+    @cached_property
     def task_rows(self) -> IntArray:
         """Rows of the task pool, in order of choice: the same for all arms with equal budget."""
         if self.arm.has_shots:
-            order = choice_order(self.task_pool.num_examples, self.cell.seed)
-            return order[: self.spec.evaluation.num_shots]
+            return self.task_order[: self.spec.evaluation.num_shots]
         if not self.arm.uses_task:
             return _NO_ROWS
         assert self.cell.task_budget_tokens is not None, "the arm uses task data"
-        return select_within_budget(
-            self.task_pool.num_tokens, self.cell.task_budget_tokens, self.cell.seed
+        counts, budget = self.counts(self.task_pool), self.cell.task_budget_tokens
+        return select_within_budget(counts, budget, self.cell.seed, order=self.task_order)
+
+    @property
+    def general_weights(self) -> dict[str, float]:
+        """Relative share of each general source."""
+        return {source.name: source.weight for source in self.spec.general}
+
+    @cached_property
+    def general_shares(self) -> dict[str, int]:
+        """What each general source may use of the general budget."""
+        assert self.cell.general_budget_tokens is not None, "the arm uses general data"
+        pool = self.general_pool
+        return source_shares(
+            self.counts(pool), pool.sources, self.general_weights, self.cell.general_budget_tokens
         )
 
     @cached_property
@@ -162,17 +195,17 @@ class _CellData:
         """Rows of the general pool within the general budget, whether the arm uses them or not."""
         if self.cell.general_budget_tokens is None:
             return _NO_ROWS
-        weights = {source.name: source.weight for source in self.spec.general}
+        weights = self.general_weights
         if self.arm.selection == "diversity":
             return select_in_orders(
-                self.general_pool.num_tokens,
+                self.counts(self.general_pool),
                 self.general_pool.sources,
                 weights,
                 self.cell.general_budget_tokens,
                 diverse_orders(self.general_pool.path, self.cell.seed),
             )
         return select_from_sources(
-            self.general_pool.num_tokens,
+            self.counts(self.general_pool),
             self.general_pool.sources,
             weights,
             self.cell.general_budget_tokens,
@@ -214,14 +247,19 @@ class _CellData:
         )
 
     @cached_property
-    def encoded_task(self) -> EncodedExamples:
-        """The chosen task examples as the arm sees them."""
-        return self.pools.encoded("task_train", self.task_rows, self.look, is_task=True)
-
-    @cached_property
-    def encoded_anchored_general(self) -> EncodedExamples:
-        """The chosen general examples with the anchor prompt on them."""
-        return self.pools.encoded("general", self.general_rows, Look("anchor"), is_task=False)
+    def index(self) -> MixtureIndex:
+        """The chosen examples as the arm sees them, task data first, and the order over them."""
+        general_look = Look("anchor" if self.arm.anchors_general else "none")
+        chosen = (
+            ("task_train", self.task_rows, self.look, True),
+            ("general", self.general_rows, general_look, False),
+        )
+        parts = [
+            self.pools.index(part, rows, look, is_task=is_task)
+            for part, rows, look, is_task in chosen
+            if len(rows)
+        ]
+        return MixtureIndex(tuple(parts), self.order)
 
     @cached_property
     def items(self) -> tuple["_Items", ...]:
@@ -246,18 +284,13 @@ class _CellData:
     def _encoded_items(self, part: str, rows: IntArray) -> EncodedExamples:
         return self.pools.encoded(part, rows, self.item_look, is_task=True)
 
-    def mixture(self) -> Mixture:
-        """Task examples, then general ones, and the order over them."""
-        if self.arm.anchors_general:
-            general = self.encoded_anchored_general
-        else:
-            general = self.general_pool.encoded(self.general_rows, is_task=False)
-        examples = concatenate([self.encoded_task, general])
-        self._require_supervised(examples)
-        return Mixture(examples, self.order)
+    def require_supervised(self) -> None:
+        """Every example of the mixture must have a token to learn from.
 
-    def _require_supervised(self, examples: EncodedExamples) -> None:
-        empty = np.flatnonzero(examples.supervised_counts < 1)
+        Raises:
+            DataError: Some have none.
+        """
+        empty = np.flatnonzero(self.index.supervised_counts < 1)
         if not len(empty):
             return
         num_task = len(self.task_rows)
@@ -269,39 +302,81 @@ class _CellData:
             f" {'; '.join(places[:_MAX_LISTED])}. Mend or remove those rows."
         )
 
-    def _general_sizes(self) -> tuple[IntArray, IntArray]:
-        """Tokens and supervised tokens of each chosen general example as rendered."""
-        if self.arm.anchors_general:
-            encoded = self.encoded_anchored_general
-            return encoded.lengths, encoded.supervised_counts
-        pool, rows = self.general_pool, self.general_rows
-        if not len(rows):
-            return _NO_ROWS, _NO_ROWS
-        return pool.num_tokens[rows], pool.num_response_tokens[rows]
+    @cached_property
+    def visits(self) -> IntArray:
+        """Shape (N,). How often the training meets each example."""
+        return np.bincount(self.order, minlength=len(self.task_rows) + len(self.general_rows))
 
     def ledger(self) -> Ledger:
         """What is available, chosen, rendered and supervised, in tokens."""
         cell, task, general = self.cell, self.task_pool, self.general_pool
-        num_task = len(self.task_rows)
-        general_lengths, general_supervised = self._general_sizes()
-        lengths = np.concatenate([self.encoded_task.lengths, general_lengths])
-        supervised = np.concatenate([self.encoded_task.supervised_counts, general_supervised])
-        visits = np.bincount(self.order, minlength=len(lengths))
+        lengths, visits, num_task = self.index.lengths, self.visits, len(self.task_rows)
         return {
+            "budget_unit": self.spec.budgets.unit,
             "task_budget_tokens": cell.task_budget_tokens,
             "task_tokens": int(task.num_tokens[self.task_rows].sum()),
             "task_available_tokens": int(task.num_tokens.sum()),
-            "task_rendered_tokens": self.encoded_task.num_tokens,
+            "task_rendered_tokens": int(lengths[:num_task].sum()),
             "num_task_examples": num_task,
             "general_budget_tokens": cell.general_budget_tokens,
             "general_tokens": int(general.num_tokens[self.general_rows].sum()),
             "general_available_tokens": int(general.num_tokens.sum()),
             "num_general_examples": len(self.general_rows),
-            "supervised_tokens": int((visits * supervised).sum()),
+            "supervised_tokens": int((visits * self.index.supervised_counts).sum()),
             "rendered_tokens": int((visits * lengths).sum()),
             "task_epochs": float(visits[:num_task].mean()) if num_task else 0.0,
             "steps": math.ceil(len(self.order) / self.spec.training.batch_size),
             "epochs": len(self.order) / len(lengths) if len(self.order) else 0.0,
+            "sources": [*self._task_sources(), *self._general_sources()],
+        }
+
+    def _task_sources(self) -> list[Ledger]:
+        name, counts = self.spec.task.train.name, self.counts(self.task_pool)
+        visits = self.visits[: len(self.task_rows)]
+        budget = self.cell.task_budget_tokens
+        every = np.arange(len(counts))
+        used = [_SourceUse("task", name, budget, self.task_rows, every, visits)]
+        return [use.entry(counts) for use in used if self.arm.uses_task]
+
+    def _general_sources(self) -> list[Ledger]:
+        if not self.arm.uses_general:
+            return []
+        pool, rows = self.general_pool, self.general_rows
+        counts, visits = self.counts(pool), self.visits[len(self.task_rows) :]
+        names = pool.sources[rows]
+        return [
+            _SourceUse(
+                "general",
+                name,
+                share,
+                rows[names == name],
+                np.flatnonzero(pool.sources == name),
+                visits[names == name],
+            ).entry(counts)
+            for name, share in self.general_shares.items()
+        ]
+
+
+class _SourceUse(NamedTuple):
+    """What a cell takes of one source: rows chosen, rows there, and how often each is met."""
+
+    role: str
+    name: str
+    budget: int | None
+    rows: IntArray
+    available: IntArray
+    visits: IntArray
+
+    def entry(self, counts: IntArray) -> Ledger:
+        """Its line of the ledger; ``counts`` are those of the pool, in the unit of the budgets."""
+        return {
+            "role": self.role,
+            "source": self.name,
+            "budget": self.budget,
+            "used": int(counts[self.rows].sum()),
+            "available": int(counts[self.available].sum()),
+            "num_examples": len(self.rows),
+            "repeats": float(self.visits.mean()) if len(self.visits) else 0.0,
         }
 
 
@@ -360,10 +435,9 @@ def _require_context(data: _CellData, context_tokens: int | None) -> None:
         )
 
 
-def _write_mixture(mixture: Mixture, out: Path) -> None:
-    mixture.save(out / "mixture.safetensors")
-    first_epoch = mixture.order[: len(mixture.examples)]
-    proof = shuffle_proof(first_epoch, mixture.examples.is_task)
+def _write_mixture(index: MixtureIndex, out: Path) -> None:
+    index.save(out / INDEX_FILE)
+    proof = shuffle_proof(index.order[: len(index.is_task)], index.is_task)
     write_json(out / "shuffle_proof.json", proof)
 
 
@@ -382,17 +456,23 @@ def _prompt_digest(encoded: EncodedExamples, index: int) -> str:
     return hashlib.sha256(np.ascontiguousarray(context, dtype="<i4").tobytes()).hexdigest()[:16]
 
 
-def _write_samples(mixture: Mixture | None, data: _CellData, out: Path) -> None:
+def _write_samples(data: _CellData, out: Path) -> None:
     """A few examples token by token: the first of each role, or of the test set."""
-    examples = mixture.examples if mixture else EncodedExamples.load(out / "test.safetensors")
+    test = data.items[0].encoded
+    firsts = [test.select(range(min(_NUM_SAMPLES, len(test))))]
+    if data.arm.is_trained:
+        firsts = [
+            part.store.take(part.rows[:_NUM_SAMPLES], is_task=part.is_task)
+            for part in data.index.parts
+        ]
     samples = []
-    for is_task in (True, False):
-        for row in np.flatnonzero(examples.is_task == is_task)[:_NUM_SAMPLES]:
-            start = int(examples.response_starts[row])
+    for examples in firsts:
+        for row, start in enumerate(examples.response_starts.tolist()):
             pieces = label_mask_pieces(
                 data.pools.renderer.tokenizer, examples.example(row).tolist(), start
             )
-            samples.append({"role": "task" if is_task else "general", "pieces": pieces})
+            role = "task" if examples.is_task[row] else "general"
+            samples.append({"role": role, "pieces": pieces})
     write_json(out / "samples.json", samples)
 
 

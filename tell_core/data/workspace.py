@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy.typing as npt
 import pyarrow as pa
 
 _TABLES = """
@@ -64,6 +65,16 @@ def stream_batches(
     for batch in reader:
         if batch.num_rows:
             yield batch.to_pylist()
+
+
+def stream_columns(
+    connection: duckdb.DuckDBPyConnection, query: str, batch_rows: int
+) -> Iterator[dict[str, npt.NDArray[Any]]]:
+    """As `stream_batches`, for queries of numbers: each batch as one array per column."""
+    reader = connection.cursor().sql(query).to_arrow_reader(batch_rows)
+    for batch in reader:
+        if batch.num_rows:
+            yield {name: batch[name].to_numpy() for name in batch.schema.names}
 
 
 def fetch_all(

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from tell_core.data.encoding import EncodedExamples, Mixture, from_lists
+from tell_core.data.token_store import open_mixture
 from tell_core.errors import DataError
 from tell_core.spec.identity import file_digest, fingerprint
 from tell_core.store import explain_disk_errors, read_json, write_json
@@ -110,12 +111,9 @@ def _load_base(
 
 def _read_inputs(inputs: Path, model: PreTrainedModel) -> tuple[Mixture, EncodedExamples]:
     """Mixture and probe examples, checked against the model."""
-    path = inputs / MIXTURE_FILE
-    if not path.is_file():
-        raise DataError(f"{path} is missing; needed: the mixture of this cell (`tell mix`)")
-    mixture = Mixture.load(path)
+    mixture = open_mixture(inputs)
     if len(mixture.order) == 0:
-        raise DataError(f"{path} holds no examples to train on; raise the token budgets")
+        raise DataError(f"{inputs} holds no examples to train on; raise the token budgets")
     probe_path = inputs / PROBE_FILE
     probe = EncodedExamples.load(probe_path) if probe_path.is_file() else from_lists([], True)
     max_tokens = getattr(model.config, "max_position_embeddings", None)

@@ -52,7 +52,7 @@ def test_a_model_that_mixes_the_examples_of_a_batch_fails(
 
 
 def test_supervised_prompt_tokens_are_found(spec: ExperimentSpec, tmp_path: Path, monkeypatch):
-    original = doctor.Mixture.load
+    original = doctor.open_mixture
 
     def shifted(path: Path):
         mixture = original(path)
@@ -60,7 +60,7 @@ def test_supervised_prompt_tokens_are_found(spec: ExperimentSpec, tmp_path: Path
         object.__setattr__(mixture.examples, "response_starts", starts)
         return mixture
 
-    monkeypatch.setattr(doctor.Mixture, "load", staticmethod(shifted))
+    monkeypatch.setattr(doctor, "open_mixture", shifted)
 
     checks, _ = check_experiment(spec, tmp_path)
 

@@ -1,13 +1,16 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
 
+from tell_core.data import pools
 from tell_core.data.anchors import random_anchor
 from tell_core.data.corpus import Corpus
 from tell_core.data.curation import curate, renderer_for
-from tell_core.data.encoding import EncodedExamples, Mixture
+from tell_core.data.encoding import EncodedExamples
 from tell_core.data.mixtures import build_cell_inputs, plan_cell
+from tell_core.data.token_store import open_mixture
 from tell_core.errors import DataError, TokenBudgetError
 from tell_core.spec.arms import ARM_NAMES, parse_arm
 from tell_core.spec.cells import Cell
@@ -17,6 +20,31 @@ from .worlds import PREFIX, general_rows, make_spec, write_rows, write_world
 
 ARMS = [name.replace("(k)", "(3)") for name in ARM_NAMES]
 TRAINED = [name for name in ARMS if parse_arm(name).is_trained]
+
+GOLDEN_DIGESTS = {
+    "sft 0": "b11173fccb0e0987",
+    "sft 3": "3523329a695b976b",
+    "sft_matched 0": "5ee97c8a2720f824",
+    "sft_matched 3": "59323ccd2cc0d1f3",
+    "tell 0": "ddc0fff7f36c2dde",
+    "tell 3": "df77619b97938f75",
+    "tell_no_anchor 0": "fe1c05c4d99931ad",
+    "tell_no_anchor 3": "28dd72c207396cdb",
+    "tell_random_anchor 0": "f40c33c775862a03",
+    "tell_random_anchor 3": "b62ad67f5ab8acaf",
+    "tell_anchor_all 0": "b387149e693e56e0",
+    "tell_anchor_all 3": "804ac92ab4687342",
+    "tell_task_first 0": "6b9ff4ac13a176f1",
+    "tell_task_first 3": "b1e3bcd510114e46",
+    "tell_task_last 0": "07d12fb2eb07f899",
+    "tell_task_last 3": "2668c01c07811c04",
+    "general_only 0": "c8a8a6321945fa1b",
+    "general_only 3": "0f27fa87c59bffa9",
+    "tell_blocks(3) 0": "5a5a4452869ca32d",
+    "tell_blocks(3) 3": "8b81043050db59f7",
+}
+"""Digests of the mixtures when each cell still held tokens of its own: what is trained on must not
+change with how it is stored."""
 
 
 class World:
@@ -51,7 +79,7 @@ class Built:
 
     @property
     def mixture(self):
-        return Mixture.load(self.out / "mixture.safetensors")
+        return open_mixture(self.out)
 
     def encoded(self, name):
         return EncodedExamples.load(self.out / f"{name}.safetensors")
@@ -226,7 +254,7 @@ def test_random_anchor_is_as_long_as_the_anchor_and_drawn_by_seed(world):
 def test_untrained_arms_have_no_mixture(world):
     built = world.build(world.cell("base"))
 
-    assert not (built.out / "mixture.safetensors").exists()
+    assert not (built.out / "mixture_index.safetensors").exists()
     assert not (built.out / "shuffle_proof.json").exists()
     assert built.ledger["steps"] == built.ledger["task_tokens"] == 0
     assert len(built.encoded("test")) == 12
@@ -354,32 +382,80 @@ def test_task_budget_that_holds_nothing_is_a_clear_error(world):
         plan_cell(world.spec, world.cell("sft", budget=3), world.curated, world.renderer)
 
 
-def test_examples_without_supervised_tokens_are_listed(world, monkeypatch):
+def test_examples_without_supervised_tokens_are_listed(tmp_path, tokenizer, monkeypatch):
+    world = World(tmp_path, tokenizer)
     encode = world.renderer.encode
     monkeypatch.setattr(
         type(world.renderer), "encode", lambda self, e: [(ids, len(ids)) for ids, _ in encode(e)]
     )
 
-    monkeypatch.setattr(world, "renderer", renderer_for(world.spec, world.renderer.tokenizer))
-
     with pytest.raises(DataError, match=r"no token to learn from.*train\.jsonl, line \d+"):
-        world.build(world.cell("sft"), name="empty")
+        world.build(world.cell("sft"))
 
 
-def test_what_is_kept_between_cells_changes_nothing(world, monkeypatch):
+def test_what_is_kept_between_cells_changes_nothing(world, tmp_path, tokenizer):
     cells = [world.cell(arm, budget, seed=1) for arm in ARMS for budget in (1500, 600)]
     shared = [world.build(cell, name="shared") for cell in cells]
 
-    monkeypatch.setattr("tell_core.data.pools._MAX_KEPT_TOKENS", 2000)
-    for cell, built in zip(cells, shared, strict=True):
-        renderer = renderer_for(world.spec, world.renderer.tokenizer)
-        monkeypatch.setattr(world, "renderer", renderer)  # little or nothing is kept for this one
-        alone = world.build(cell, name="alone")
-        assert _contents(alone) == _contents(built)
+    for number, (cell, built) in enumerate(zip(cells, shared, strict=True)):
+        alone = tmp_path / str(number)
+        shutil.copytree(world.curated, alone / "curated")
+        fresh = renderer_for(world.spec, tokenizer)
+        (alone / "mix").mkdir()
+        build_cell_inputs(world.spec, cell, alone / "curated", fresh, alone / "mix")
+
+        assert _contents(alone / "mix") == _contents(built.out)
 
 
-def _contents(built):
-    return {path.name: path.read_bytes() for path in built.out.iterdir()}
+def test_examples_are_rendered_once_for_all_cells(tmp_path, tokenizer, monkeypatch):
+    world = World(tmp_path, tokenizer)
+    rendered = []
+    encode = type(world.renderer).encode
+    monkeypatch.setattr(
+        type(world.renderer),
+        "encode",
+        lambda self, examples: rendered.extend(examples) or encode(self, examples),
+    )
+
+    for budget in (600, 1500):
+        for seed in (0, 1):
+            for arm in ("sft", "tell", "tell_blocks(3)", "general_only"):
+                cell = world.cell(arm, budget, seed=seed)
+                plan_cell(world.spec, cell, world.curated, world.renderer)
+                world.build(cell)
+                pools._opened.cache_clear()
+
+    assert len(set(rendered)) == len(rendered)
+
+
+def test_mixture_stages_hold_no_tokens_of_their_own(world):
+    small = world.build(world.cell("tell", budget=1500)).out / "mixture_index.safetensors"
+
+    mixture = open_mixture(small.parent)
+
+    num_numbers = 8 * len(mixture.examples) + 4 * len(mixture.order)
+    assert small.stat().st_size < num_numbers + 1000 < 4 * mixture.examples.num_tokens
+
+
+def _digests(world):
+    return {
+        f"{arm} {seed}": world.build(world.cell(arm, seed=seed)).mixture.digest[:16]
+        for arm in TRAINED
+        if arm not in ("tell_diverse", "tell_aligned")
+        for seed in (0, 3)
+    }
+
+
+def test_mixtures_are_those_of_before_the_token_stores(world):
+    assert _digests(world) == GOLDEN_DIGESTS
+
+
+def _contents(directory):
+    """All files of a mix stage, and the mixture behind its index."""
+    files = {path.name: path.read_bytes() for path in directory.iterdir()}
+    if files.pop("mixture_index.safetensors", None):
+        files["mixture"] = open_mixture(directory).digest
+    return files
 
 
 @pytest.mark.parametrize(
