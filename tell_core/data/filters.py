@@ -7,6 +7,7 @@ for instructions and answers. Only general data is filtered: task data is scarce
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
@@ -161,13 +162,12 @@ def other_language(languages: Sequence[str]) -> Callable[[Batch], Values]:
         DataError: The package ``py3langid`` is not installed, or does not know a language.
     """
     try:
-        langid: Any = import_module("py3langid.langid")
+        identifier = _identifier()
     except ImportError as error:
         raise DataError(
             "curation.languages needs the package py3langid: install it with"
             " `pip install 'tell[language]'`, or leave `languages` out."
         ) from error
-    identifier = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
     unknown = sorted(set(languages) - set(identifier.labels))
     if unknown:
         raise DataError(
@@ -184,6 +184,35 @@ def other_language(languages: Sequence[str]) -> Callable[[Batch], Values]:
         return values
 
     return measure
+
+
+def likeliest_languages(texts: Sequence[str]) -> list[str] | None:
+    """The likeliest language of each text of at least 20 words, as ISO 639-1 codes.
+
+    Returns:
+        One code per text that is long enough; None when the package ``py3langid`` is missing.
+    """
+    try:
+        identifier = _identifier()
+    except ImportError:
+        return None
+    num_words = np.diff(hash_words(texts).offsets)
+    long_enough = np.flatnonzero(num_words >= MIN_LANGUAGE_WORDS).tolist()
+    return [str(identifier.classify(texts[at])[0]) for at in long_enough]
+
+
+def _identifier() -> Any:
+    """What tells languages; reading its model takes half a second, so it is kept.
+
+    Raises:
+        ImportError: The package ``py3langid`` is not installed.
+    """
+    return _read_identifier(import_module("py3langid.langid"))
+
+
+@lru_cache(maxsize=1)
+def _read_identifier(langid: Any) -> Any:
+    return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
 
 
 def _unfit(rows: list[dict[str, Any]], filters: Sequence[Filter]) -> Iterator[dict[str, Any]]:

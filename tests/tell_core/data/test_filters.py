@@ -14,6 +14,10 @@ from tell_core.errors import DataError
 from .test_near_duplicates import long_text
 from .worlds import general_rows, make_spec, write_rows, write_world
 
+ICELANDIC = (
+    "Sérfræðingur á sóttvarnasviði hjá landlæknisembættinu segir of snemmt að fullyrða um aðra"
+    " bylgju faraldursins og þrjú ný smit greindust á veirufræðideild spítalans í gær"
+)
 GOOD = {"prompt": "tell me something", "response": "a plain answer of a few words"}
 
 
@@ -59,6 +63,16 @@ def test_filter_sets_aside_with_the_measured_value(
     assert (row["source"], row["line"], row["reason"]) == ("chat", 32, reason)
     assert row["value"] == pytest.approx(value)
     assert f"{value:.3g}, at most" in row["detail"]
+
+
+def test_language_filter_sets_aside_with_the_measured_value(world, tokenizer):
+    pytest.importorskip("py3langid")
+    rows = [{"prompt": ICELANDIC, "response": "já"}]
+
+    (row,) = _rejects(world, tokenizer, rows, languages=["en"])
+
+    assert (row["line"], row["reason"]) == (32, "language")
+    assert row["value"] > 0.5
 
 
 def test_filters_are_off_by_default(world, tokenizer):
@@ -109,16 +123,12 @@ def test_missing_language_package_says_what_to_install(monkeypatch):
 
 def test_language_is_told_of_texts_that_are_long_enough():
     pytest.importorskip("py3langid")
-    icelandic = (
-        "Sérfræðingur á sóttvarnasviði hjá landlæknisembættinu segir of snemmt að fullyrða um aðra"
-        " bylgju faraldursins og þrjú ný smit greindust á veirufræðideild spítalans í gær"
-    )
     english = (
         "An expert at the department of disease prevention believes it is too early to declare"
         " another wave of the pandemic and three new infections were found yesterday"
     )
 
-    values = other_language(["en"])(batch((icelandic, ""), (english, ""), ("stutt", "")))
+    values = other_language(["en"])(batch((ICELANDIC, ""), (english, ""), ("stutt", "")))
 
     assert values[0] > 0.9
     assert values[1] < 0.1
