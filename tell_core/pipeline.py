@@ -108,7 +108,7 @@ def curate_stage(spec: ExperimentSpec, root: Path, on_progress: Progress | None 
     identity = _fingerprint(
         "curate",
         curation_inputs(spec),
-        spec.curation,
+        spec.curation.model_dump(exclude={"max_memory_gb"}),
         spec.anchor,
         spec.task.dev_examples,
         renderer.digest,

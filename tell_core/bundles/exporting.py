@@ -16,6 +16,7 @@ from tell_core.bundles.layout import (
     STAGES,
     BundleError,
     describe_files,
+    files_below,
     pack,
     read_sealed,
     write_sealed,
@@ -230,7 +231,7 @@ def _fill(job: _Job, directory: Path, *, with_model: bool) -> None:
     base = resolve_model(job.spec.model.id, job.spec.model.revision)
     if with_model:
         _copy_model(base, directory / MODEL)
-    fields = _description(job, base) | {"files": describe_files(directory, directory)}
+    fields = _description(job, base) | {"files": describe_files(directory, files_below(directory))}
     if job.train and find_stage(job.mixed.root, "train", job.train):
         stage = stage_path(job.mixed.root, "train", job.train)
         shutil.copytree(stage, directory / STAGES / stage.name)
@@ -252,18 +253,16 @@ def _description(job: _Job, base: Path) -> dict[str, Any]:
             "id": model.id,
             "revision": model.revision,
             "digest": base_digest(model.id, model.revision),
-            "files": {
-                name: record
-                for pattern in _TOKENIZER_FILES
-                for path in sorted(base.glob(pattern))
-                for name, record in describe_files(base, path).items()
-            },
+            "files": describe_files(base, _matching(base, _TOKENIZER_FILES)),
         },
     }
 
 
+def _matching(directory: Path, patterns: Sequence[str]) -> list[Path]:
+    return sorted({path for pattern in patterns for path in directory.glob(pattern)})
+
+
 def _copy_model(base: Path, to: Path) -> None:
     to.mkdir()
-    for pattern in _MODEL_FILES:
-        for path in base.glob(pattern):
-            shutil.copyfile(path, to / path.name)
+    for path in _matching(base, _MODEL_FILES):
+        shutil.copyfile(path, to / path.name)
