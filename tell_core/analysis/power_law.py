@@ -2,21 +2,28 @@
 
 For a given exponent offset and amplitude are a linear least-squares problem, so the search is over
 one number only.
+
+The quantization model's own prediction is not the power law but a sum over finitely many quanta,
+whose slope differs from the law's exponent by 0.07 to 0.25 at small scale; it is here too.
+
+Shape letters: n points, D draws, E exponents, K quanta.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
-from tell_core.analysis.resampling import FloatArray
+from tell_core.analysis.resampling import FloatArray, Resampling
 from tell_core.errors import AnalysisError
 
 MIN_EXPONENT, MAX_EXPONENT = 0.01, 6.0
 _GRID = np.geomspace(MIN_EXPONENT, MAX_EXPONENT, 400)
 _NUM_PARAMETERS = 3
+_NUM_FINE = 2000
+_NUM_NODES = 21  # of the Gauss-Hermite rule over the scatter
 
 Profile = Callable[[Any], Any]
 
@@ -88,6 +95,103 @@ def power_law_fit(
         confidence=confidence,
         residual_sd=float(np.sqrt(profile(exponent) / freedom)),
     )
+
+
+class ExponentInterval(NamedTuple):
+    """An interval of the exponent from a bootstrap.
+
+    Attributes:
+        low: Lower end.
+        high: Upper end.
+        draws: Shape (D,). Exponents of the resampled curves.
+    """
+
+    low: float
+    high: float
+    draws: FloatArray
+
+
+def bootstrap_exponent(
+    x: FloatArray, y: FloatArray, fit: PowerLawFit, resampling: Resampling
+) -> ExponentInterval:
+    """Interval of the exponent from residuals drawn anew around the fitted curve.
+
+    Residuals are relative to the fitted values and enlarged by sqrt(n / (n - 3)), for the three
+    fitted parameters make them too small. The spread of the log exponents is their standard error,
+    and the interval takes the quantile of Student's t with n - 3 degrees of freedom: percentiles
+    of the draws know nothing of how uncertain the noise itself is and cover 0.88 of 0.95 at 15
+    points.
+
+    Args:
+        x: Shape (n,).
+        y: Shape (n,). Values with noise proportional to them.
+        fit: The fit of these points.
+        resampling: Coverage, number and seed of the draws.
+    """
+    fitted = fit.predict(x)
+    residuals = (y / fitted - 1) * np.sqrt(len(x) / (len(x) - _NUM_PARAMETERS))
+    generator = np.random.default_rng(resampling.seed)
+    chosen = generator.integers(len(x), size=(resampling.num_draws, len(x)))
+    draws = _exponents(x, fitted * (1 + residuals[chosen]), fitted)
+    quantile = stats.t.ppf((1 + resampling.confidence) / 2, len(x) - _NUM_PARAMETERS)
+    reach = float(np.exp(quantile * np.log(draws).std(ddof=1)))
+    return ExponentInterval(fit.exponent / reach, fit.exponent * reach, draws)
+
+
+def _exponents(x: FloatArray, curves: FloatArray, scale: FloatArray) -> FloatArray:
+    """Best exponent of each curve (D, n), on a fine grid, then at the vertex of a parabola."""
+    grid = np.geomspace(MIN_EXPONENT, MAX_EXPONENT, _NUM_FINE)
+    weights = scale**-2 / (scale**-2).sum()
+    power = x ** -grid[:, None]
+    centred = power - power @ weights[:, None]
+    length = (weights * centred**2).sum(axis=1)
+    explained = ((curves * weights) @ centred.T) ** 2 / length
+    place = np.clip(explained.argmax(axis=1), 1, _NUM_FINE - 2)
+    left, middle, right = (explained[np.arange(len(curves)), place + shift] for shift in (-1, 0, 1))
+    bend = left - 2 * middle + right
+    shift = np.where(bend < 0, (left - right) / (2 * np.where(bend < 0, bend, -1.0)), 0.0)
+    spacing = np.log(grid[1] / grid[0])
+    return np.asarray(grid[place] * np.exp(np.clip(shift, -1, 1) * spacing))
+
+
+def zipf_frequencies(num_quanta: int, alpha: float) -> FloatArray:
+    """Use frequencies of K quanta, ``k ** -(alpha + 1)``, made to sum to 1; shape (K,)."""
+    weights = np.arange(1, num_quanta + 1, dtype=np.float64) ** -(alpha + 1)
+    return np.asarray(weights / weights.sum())
+
+
+def quantum_loss(
+    time: FloatArray,
+    frequencies: FloatArray,
+    learning_times: FloatArray,
+    sharpness: float,
+    scatter: float = 0.0,
+) -> FloatArray:
+    """Share of use whose quanta are not learned yet: the exact sum over finitely many quanta.
+
+    Each quantum counts with its use frequency until it is learned; in between it falls as
+    ``1 / (1 + (time / learning time) ** sharpness)``, half of it at the learning time.
+
+    Args:
+        time: Shape (n,), above 0.
+        frequencies: Shape (K,).
+        learning_times: Shape (K,), above 0; the medians, where there is scatter.
+        sharpness: Of the single falls.
+        scatter: Standard deviation of the logarithm of learning times around ``learning_times``;
+            the expectation over it is taken.
+
+    Returns:
+        Shape (n,), 1 where nothing is learned.
+    """
+    nodes, shares = np.polynomial.hermite_e.hermegauss(_NUM_NODES)
+    distance = np.log(time[:, None] / learning_times)
+    falls = special.expit(-sharpness * (distance[..., None] - scatter * nodes))
+    return np.asarray((falls @ (shares / shares.sum())) @ frequencies)
+
+
+def log_slope(x: FloatArray, y: FloatArray) -> float:
+    """Least-squares slope of log y over log x; both above 0."""
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
 def _check(x: FloatArray, y: FloatArray, has_relative_noise: bool) -> None:

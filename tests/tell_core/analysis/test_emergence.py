@@ -13,9 +13,9 @@ from tell_core.analysis.emergence import (
     emergence_summary,
     item_verdicts,
 )
-from tests.tell_core.analysis.loss_curves import RIGHT, Kind, curves, probe_steps
+from tell_core.analysis.simulated_curves import RIGHT, Kind, simulated_curves, spaced_steps
 
-STEPS = probe_steps(16)
+STEPS = spaced_steps(16)
 
 
 @given(st.floats(0.1, 10), st.floats(-2, 5), st.integers(0, 20))
@@ -24,7 +24,11 @@ def test_verdicts_do_not_depend_on_the_unit_or_origin_of_the_loss(
     unit: float, origin: float, seed: int
 ) -> None:
     losses = np.concatenate(
-        [curves(kind, STEPS, 3, 0.05, seed) for kind in ("flat", "line", "power", "step")], axis=1
+        [
+            simulated_curves(kind, STEPS, 3, 0.05, seed)
+            for kind in ("flat", "line", "power", "step")
+        ],
+        axis=1,
     )
 
     plain = item_verdicts(STEPS, losses)
@@ -36,7 +40,7 @@ def test_verdicts_do_not_depend_on_the_unit_or_origin_of_the_loss(
 @given(st.integers(0, 50))
 @settings(max_examples=20, deadline=None)
 def test_a_verdict_does_not_depend_on_the_items_beside_it(seed: int) -> None:
-    losses = curves("step", STEPS, 4, 0.1, seed)
+    losses = simulated_curves("step", STEPS, 4, 0.1, seed)
 
     together = item_verdicts(STEPS, losses)
 
@@ -50,14 +54,14 @@ def test_a_verdict_does_not_depend_on_the_items_beside_it(seed: int) -> None:
 )
 @pytest.mark.parametrize("noise", [0.02, 0.05, 0.15])
 def test_sixteen_points_tell_the_shapes_apart(kind: Kind, accepted: float, noise: float) -> None:
-    verdicts = item_verdicts(STEPS, curves(kind, STEPS, 400, noise, seed=0))
+    verdicts = item_verdicts(STEPS, simulated_curves(kind, STEPS, 400, noise, seed=0))
 
     assert np.mean([one.verdict == RIGHT[kind] for one in verdicts]) >= accepted
 
 
 @pytest.mark.parametrize("kind", ["flat", "line", "power"])
 def test_false_steps_are_rare(kind: Kind) -> None:
-    verdicts = item_verdicts(STEPS, curves(kind, STEPS, 400, 0.15, seed=1))
+    verdicts = item_verdicts(STEPS, simulated_curves(kind, STEPS, 400, 0.15, seed=1))
 
     assert np.mean([one.verdict == "step" for one in verdicts]) <= 0.02
 
@@ -75,29 +79,29 @@ def test_a_step_is_found_where_it_is() -> None:
 
 
 def test_a_loss_that_falls_and_rises_again_is_undetermined() -> None:
-    verdicts = item_verdicts(STEPS, curves("turn", STEPS, 50, 0.05, seed=0))
+    verdicts = item_verdicts(STEPS, simulated_curves("turn", STEPS, 50, 0.05, seed=0))
 
     assert {one.verdict for one in verdicts} == {"undetermined"}
     assert all("turns round" in str(one.reason) for one in verdicts)
 
 
 def test_changes_below_a_thousandth_of_a_nat_are_flat() -> None:
-    losses = 0.001 * curves("step", STEPS, 20, 0.0, seed=0) / 10
+    losses = 0.001 * simulated_curves("step", STEPS, 20, 0.0, seed=0) / 10
 
     assert {one.verdict for one in item_verdicts(STEPS, losses)} == {"flat"}
 
 
 def test_too_few_points_are_undetermined_with_the_reason() -> None:
-    steps = probe_steps(MIN_POINTS)[1:]
+    steps = spaced_steps(MIN_POINTS)[1:]
 
-    (found,) = item_verdicts(steps, curves("step", steps, 1, 0.0, seed=0))
+    (found,) = item_verdicts(steps, simulated_curves("step", steps, 1, 0.0, seed=0))
 
     assert found.verdict == "undetermined"
     assert f"at least {MIN_POINTS}" in str(found.reason)
 
 
 def test_an_item_with_a_missing_loss_leaves_the_others_alone() -> None:
-    losses = curves("step", STEPS, 3, 0.05, seed=0)
+    losses = simulated_curves("step", STEPS, 3, 0.05, seed=0)
     losses[4, 1] = np.nan
 
     found = item_verdicts(STEPS, losses)
@@ -107,7 +111,7 @@ def test_an_item_with_a_missing_loss_leaves_the_others_alone() -> None:
 
 
 def test_entries_of_a_cell_can_be_written_as_json() -> None:
-    losses = curves("step", STEPS, 2, 0.05, seed=0)
+    losses = simulated_curves("step", STEPS, 2, 0.05, seed=0)
     losses[0, 1] = np.inf
 
     entry = emergence_of_cell(STEPS.astype(int), losses, ["a", "b"], ["task", "general"])
@@ -120,7 +124,11 @@ def test_entries_of_a_cell_can_be_written_as_json() -> None:
 def test_shares_are_given_by_arm_and_role() -> None:
     steps = STEPS.astype(int)
     losses = np.concatenate(
-        [curves("step", STEPS, 2, 0.02, seed=0), curves("flat", STEPS, 2, 0.0, seed=0)], axis=1
+        [
+            simulated_curves("step", STEPS, 2, 0.02, seed=0),
+            simulated_curves("flat", STEPS, 2, 0.0, seed=0),
+        ],
+        axis=1,
     )
     roles = ["task", "task", "general", "general"]
     cell = emergence_of_cell(steps, losses, list("abcd"), roles)
@@ -134,7 +142,7 @@ def test_shares_are_given_by_arm_and_role() -> None:
 
 
 def test_sixty_cells_of_sixty_four_items_take_less_than_half_a_minute() -> None:
-    losses = curves("power", STEPS, 64, 0.05, seed=0)
+    losses = simulated_curves("power", STEPS, 64, 0.05, seed=0)
     started = time.perf_counter()
 
     for _ in range(6):

@@ -3,7 +3,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tell_core.analysis.power_law import power_law_fit
+from tell_core.analysis.power_law import (
+    bootstrap_exponent,
+    log_slope,
+    power_law_fit,
+    quantum_loss,
+    zipf_frequencies,
+)
+from tell_core.analysis.resampling import Resampling
 from tell_core.errors import AnalysisError
 
 X = np.logspace(0, 3, 15)
@@ -54,3 +61,51 @@ def test_an_exponent_the_data_do_not_determine_has_an_open_interval() -> None:
 def test_unusable_data_are_refused(x: list[float], y: list[float], message: str) -> None:
     with pytest.raises(AnalysisError, match=message):
         power_law_fit(np.array(x), np.array(y))
+
+
+@given(st.integers(1, 300), st.floats(0.1, 2))
+@settings(max_examples=25, deadline=None)
+def test_use_frequencies_sum_to_one_and_fall(num_quanta: int, alpha: float) -> None:
+    frequencies = zipf_frequencies(num_quanta, alpha)
+
+    assert frequencies.sum() == pytest.approx(1)
+    assert (np.diff(frequencies) < 0).all()
+
+
+@given(st.floats(1, 20), st.floats(0, 1))
+@settings(max_examples=25, deadline=None)
+def test_the_loss_of_many_quanta_falls_from_one_to_nothing(
+    sharpness: float, scatter: float
+) -> None:
+    frequencies = zipf_frequencies(50, 0.4)
+    time = np.geomspace(1e-8, 1e12, 60)
+
+    loss = quantum_loss(time, frequencies, 10 / frequencies, sharpness, scatter)
+
+    assert (np.diff(loss) <= 1e-12).all()
+    assert loss[0] == pytest.approx(1, abs=1e-3)
+    assert loss[-1] == pytest.approx(0, abs=1e-3)
+
+
+def test_half_of_a_quantum_is_left_at_its_learning_time() -> None:
+    loss = quantum_loss(np.array([30.0]), np.ones(1), np.array([30.0]), 5.0, 0.4)
+
+    assert loss[0] == pytest.approx(0.5)
+
+
+def test_a_bootstrap_interval_holds_the_estimate_and_widens_with_the_noise() -> None:
+    generator = np.random.default_rng(0)
+    noise = generator.normal(size=15)
+    widths = []
+    for size in (0.005, 0.02):
+        y = (0.3 + X**-0.5) * (1 + size * noise)
+        fit = power_law_fit(X, y)
+        found = bootstrap_exponent(X, y, fit, Resampling(num_draws=300))
+        assert found.low < fit.exponent < found.high
+        widths.append(found.high / found.low)
+
+    assert widths[1] > widths[0]
+
+
+def test_the_slope_of_a_power_law_is_its_exponent() -> None:
+    assert log_slope(X, 3 * X**-0.7) == pytest.approx(-0.7)

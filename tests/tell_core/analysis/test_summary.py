@@ -5,15 +5,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tell_core.analysis.simulated_curves import simulated_curves, spaced_steps
 from tell_core.analysis.summary import FORECAST_FILE, LEVERAGE_FILE, analyse_run, verdict_sentence
 from tell_core.errors import AnalysisError
 from tell_core.spec.arms import parse_arm
 from tell_core.spec.cells import plan_cells
 from tell_core.spec.model import ExperimentSpec
-from tests.tell_core.analysis.loss_curves import curves, probe_steps
 
 NUM_ITEMS = 40
-STEPS = probe_steps(12).astype(int)
+STEPS = spaced_steps(12).astype(int)
 
 
 @pytest.fixture(scope="module")
@@ -342,7 +342,10 @@ def _write_evaluation(directory: Path, nll: np.ndarray) -> None:
 
 
 def _write_probes(directory: Path, seed: int) -> None:
-    task, general = curves("step", STEPS, 6, 0.02, seed), curves("flat", STEPS, 3, 0.02, seed)
+    task, general = (
+        simulated_curves("step", STEPS, 6, 0.02, seed),
+        simulated_curves("flat", STEPS, 3, 0.02, seed),
+    )
     np.savez(directory / "probe.npz", steps=STEPS, losses=np.concatenate([task, general], axis=1))
     roles = ["task"] * 6 + ["general"] * 3
     items = [{"item_id": f"{role}-{at:05d}", "role": role} for at, role in enumerate(roles)]

@@ -1,9 +1,11 @@
-"""Simulated loss curves of single items at the probe steps of a training.
+"""Simulated loss curves of single items whose shape is known, for the controls of emergence.
 
 Falls are 1 to 3 nats. Steps: middle at 25 to 75 % of the range of log(step + 1), 90-10 % fall
 within 5 to 35 % of it. Power laws: exponent 0.2 to 1, log-uniform. Lines: in log(step + 1).
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -11,23 +13,43 @@ import numpy as np
 from tell_core.analysis.resampling import FloatArray
 
 Kind = Literal["flat", "line", "power", "step", "rise", "turn"]
-RIGHT = {"flat": "flat", "line": "gradual", "power": "gradual", "step": "step", "rise": "rising",
-         "turn": "undetermined"}  # fmt: skip
+RIGHT: Mapping[Kind, str] = MappingProxyType(
+    {
+        "flat": "flat",
+        "line": "gradual",
+        "power": "gradual",
+        "step": "step",
+        "rise": "rising",
+        "turn": "undetermined",
+    }
+)
+"""The verdict that is right for each kind of curve."""
 
 
-def probe_steps(num_points: int, last: int = 400) -> FloatArray:
-    """Step 0 and whole numbers in geometric progression up to ``last``."""
+def spaced_steps(num_points: int, last: int = 400) -> FloatArray:
+    """Step 0 and whole numbers in geometric progression up to ``last``, shape (P,)."""
     spaced = np.unique(np.round(np.geomspace(1, last, 4 * num_points)))
-    return np.r_[0, spaced[np.round(np.linspace(0, len(spaced) - 1, num_points - 1)).astype(int)]]
+    places = np.round(np.linspace(0, len(spaced) - 1, num_points - 1)).astype(int)
+    return np.concatenate([[0.0], spaced[places]])
 
 
-def curves(kind: Kind, steps: FloatArray, num_items: int, noise: float, seed: int) -> FloatArray:
-    """Losses (P, N)."""
+def simulated_curves(
+    kind: Kind, steps: FloatArray, num_items: int, noise: float, seed: int
+) -> FloatArray:
+    """Losses of N items of one kind at the steps (P,), shape (P, N), in nats.
+
+    Args:
+        kind: The shape.
+        steps: Optimiser steps, rising from 0.
+        num_items: N.
+        noise: Standard deviation of each loss.
+        seed: Seed of shapes and noise.
+    """
     generator = np.random.default_rng(seed)
     time = np.log1p(steps) / np.log1p(steps[-1])
     fall = generator.uniform(1, 3, (num_items, 1))
     clean = 0.3 + fall * _shape(kind, time, np.log1p(steps[-1]), num_items, generator)
-    return (clean + generator.normal(0, noise, clean.shape)).T
+    return np.asarray((clean + generator.normal(0, noise, clean.shape)).T)
 
 
 def _shape(
