@@ -119,7 +119,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
     """
     _refuse_links(path.parent, PurePosixPath(path.name))
     try:
-        sealed = read_json(path)
+        sealed: dict[str, Any] = read_json(path)
     except StoreError as error:
         raise BundleError(f"{error}; copy or export the bundle again") from error
     is_whole = isinstance(sealed, dict) and sealed.get(_DIGEST) == _digest_of(sealed)

@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -56,13 +57,20 @@ def spec(tmp_path: Path, tiny_world: Path) -> Path:
     return write_tiny_spec(tmp_path / "spec.yaml", tiny_world)
 
 
-def test_the_surface_is_frozen():
-    group = typer.main.get_command(app)
+def surface_of(group: Any, prefix: str = "") -> dict[str, list[str]]:
+    """Options and arguments of every command, those of groups by both words."""
+    surface: dict[str, list[str]] = {}
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            surface |= surface_of(command, f"{name} ")
+        else:
+            options = [option for parameter in command.params for option in parameter.opts]
+            surface[prefix + name] = sorted(options)
+    return surface
 
-    surface = {
-        name: sorted(option for parameter in command.params for option in parameter.opts)
-        for name, command in group.commands.items()  # type: ignore[attr-defined]
-    }
+
+def test_the_surface_is_frozen():
+    surface = surface_of(typer.main.get_command(app))
 
     assert surface == {
         "demo": ["--no-track", "--out"],
@@ -77,6 +85,9 @@ def test_the_surface_is_frozen():
         "status": ["--home", "--json"],
         "doctor": ["--json", "--out", "--set", "spec"],
         "fetch-model": ["--out", "--source"],
+        "cell export": ["--json", "--out", "--set", "--tar", "--to", "--with-model", "source"],
+        "cell run": ["--device", "--model", "--share", "--threads", "bundles"],
+        "cell import": ["--json", "--out", "bundles"],
     }
 
 

@@ -27,6 +27,7 @@ from tell_core.pipeline import (
 )
 from tell_core.results import open_run
 from tell_core.spec.cells import plan_cells
+from tell_core.spec.identity import file_digest
 from tell_core.spec.model import Candidate, ExperimentSpec
 from tell_core.store import read_json
 
@@ -122,10 +123,7 @@ def test_a_result_that_names_files_elsewhere_brings_none_of_them(root: Path, don
     result = read_sealed(done / RESULT_FILE)
     train = next(done.glob("stages/train-*")).name
     name = f"stages/{train}/../../../secret"
-    record = {
-        "bytes": 6,
-        "sha256": "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b",
-    }
+    record = {"bytes": 6, "sha256": file_digest(secret)}
     write_sealed(done / RESULT_FILE, result | {"files": result["files"] | {name: record}})
 
     with pytest.raises(BundleError, match="leads out of the bundle"):

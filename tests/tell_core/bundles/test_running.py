@@ -80,12 +80,10 @@ def prolonged(bundle: Path, epochs: int) -> Path:
     path = bundle / "inputs" / "mixture.safetensors"
     mixture = Mixture.load(path)
     Mixture(mixture.examples, np.tile(mixture.order, epochs)).save(path)
-    fields = read_sealed(bundle / BUNDLE_FILE)
+    files = describe_files(bundle, files_below(bundle / "inputs"))
+    fields = read_sealed(bundle / BUNDLE_FILE) | {"files": files}
     fields["spec"]["training"]["checkpoint_seconds"] = 0.2
-    write_sealed(
-        bundle / BUNDLE_FILE,
-        fields | {"files": describe_files(bundle, files_below(bundle / "inputs"))},
-    )
+    write_sealed(bundle / BUNDLE_FILE, fields)
     return bundle
 
 
