@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.cell_commands import cell_app
 from flows.printing import duration, explained, print_json, print_table
 
 app = typer.Typer(
@@ -20,6 +21,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Does leverage learning help with this little task data, by how much, at what price?",
 )
+
+app.add_typer(cell_app, name="cell")
 
 Spec = Annotated[Path, typer.Argument(help="The experiment's YAML.", show_default=False)]
 RunDirectory = Annotated[
@@ -135,16 +138,30 @@ def _print_designs(planned: dict[str, Any], command: str) -> None:
 
 @app.command()
 @explained
-def curate(spec: Spec, settings: Settings = None, out: Out = None, as_json: AsJson = False) -> None:
+def curate(
+    spec: Spec,
+    settings: Settings = None,
+    out: Out = None,
+    show: Annotated[
+        str | None, typer.Option(help="rejects, duplicates or overlap: row by row, with texts.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Read, clean and count the data; show what was kept and what was set aside."""
+    from flows.curation_commands import print_evidence, require_evidence_kind
     from flows.launch import curate_experiment
 
+    require_evidence_kind(show)
     curated = curate_experiment(spec, settings or [], out)
+    if show is not None:
+        print_evidence(Path(curated["directory"]), show, as_json=as_json)
+        return
     if as_json:
         print_json(curated)
         return
     print_table(curated["sources"])
     print(f"kept and rejected examples: {curated['directory']}")
+    print(f"to look at: {curated['profile']}")
 
 
 @app.command()
