@@ -53,6 +53,8 @@ class ModelSpec(Section):
     """File of a Jinja chat template that replaces the tokenizer's own."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the weights; auto: bfloat16 on a GPU that has it, else float32."""
+    licence: str | None = None
+    """Licence of the base model, as its owner states it; shown in the report card."""
 
 
 class SourceSpec(Section):
@@ -77,6 +79,8 @@ class SourceSpec(Section):
     """Whether a hub dataset is read as it arrives, without a copy of it on disk."""
     weight: PositiveFloat = 1.0
     """Share of the general budget, relative to the other general sources."""
+    licence: str | None = None
+    """Licence of the data, as their owner states it; shown in the report card."""
 
     @model_validator(mode="before")
     @classmethod
@@ -144,6 +148,9 @@ class CurationSpec(Section):
     are not looked for."""
     seed: Seed = 0
     """Seed of the choice of held-out examples."""
+    max_memory_gb: PositiveFloat = 2.0
+    """Memory of the data engine in gigabytes; what does not fit is written to the run directory and
+    read again. Changes nothing in the result."""
 
 
 class AnchorSpec(Section):

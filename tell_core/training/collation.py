@@ -1,10 +1,11 @@
-"""Collation: rows of encoded examples to padded micro-batches with their label mask.
+"""Collation: rows of encoded examples to micro-batches with their label mask.
 
 Padding stands on the right, so causal attention hides it from every real token and positions
 count from 0 as they should: neither an attention mask nor position ids are passed, which keeps
-the attention kernels on their fast causal path.
+the attention kernels on their fast causal path. Packed, the examples follow one another in one
+sequence; positions begin anew with each, and attention is told where each ends.
 
-Shape letters: R rows, L longest row in tokens, S supervised tokens.
+Shape letters: R rows, L longest row in tokens (packed: 1 row of all tokens), S supervised tokens.
 """
 
 from __future__ import annotations
@@ -30,13 +31,15 @@ class MicroBatch:
     """Examples of one forward pass.
 
     Attributes:
-        rows: Shape (R,). Indices into the encoded examples, in the order of the batch.
-        input_ids_RL: int64. Token ids, padded on the right.
+        rows: Shape (E,). Indices into the encoded examples, in the order of the batch.
+        input_ids_RL: int64. Token ids, padded on the right; packed: one row of them all.
         positions_S: int64. Flat positions ``row * L + t`` whose output predicts a supervised
             token, that is the position before it.
         targets_S: int64. The supervised tokens.
-        batch_rows_S: int64. Row in the batch of each supervised token; always on the CPU.
+        batch_rows_S: int64. Index into ``rows`` of each supervised token; always on the CPU.
         num_tokens: Tokens without padding.
+        segment_lengths: Packed: tokens of each example, in the order of ``rows``; else None.
+        position_ids_RL: Packed: int64, position of each token in its own example; else None.
     """
 
     rows: IntArray
@@ -45,6 +48,8 @@ class MicroBatch:
     targets_S: torch.Tensor
     batch_rows_S: torch.Tensor
     num_tokens: int
+    segment_lengths: tuple[int, ...] | None = None
+    position_ids_RL: torch.Tensor | None = None
 
     @property
     def num_padded_tokens(self) -> int:
@@ -52,7 +57,7 @@ class MicroBatch:
         return self.input_ids_RL.numel()
 
     def sum_by_row(self, values_S: FloatArray) -> FloatArray:
-        """Sums of per-token values over each example, shape (R,)."""
+        """Sums of per-token values over each example, shape (E,)."""
         rows_S = self.batch_rows_S.numpy()
         sums = np.bincount(rows_S, weights=values_S, minlength=len(self.rows))
         return sums.astype(np.float64, copy=False)
@@ -92,21 +97,6 @@ def _refuse(rows: IntArray, what: str) -> None:
         raise DataError(f"{len(rows)} encoded examples (rows {shown}{more}) {what}")
 
 
-def split_rows(
-    examples: EncodedExamples, rows: IntArray, micro_batch_size: int | None
-) -> list[IntArray]:
-    """Split the rows of one step into micro-batches of similar length, longest first.
-
-    The order within a step does not change its gradient, but it saves padding; the longest come
-    first so that a lack of memory shows at once.
-    """
-    if micro_batch_size is None or micro_batch_size >= len(rows):
-        return [rows]
-    by_length = rows[np.argsort(-examples.lengths[rows], kind="stable")]
-    bounds = range(micro_batch_size, len(rows), micro_batch_size)
-    return list(np.split(by_length, list(bounds)))
-
-
 def collate(
     examples: EncodedExamples, rows: IntArray | Sequence[int], device: torch.device
 ) -> MicroBatch:
@@ -126,6 +116,28 @@ def collate(
         targets_S=torch.from_numpy(input_ids[row_S, column_S]).to(device),
         batch_rows_S=torch.from_numpy(row_S),
         num_tokens=int(lengths.sum()),
+    )
+
+
+def pack(
+    examples: EncodedExamples, rows: IntArray | Sequence[int], device: torch.device
+) -> MicroBatch:
+    """Put the examples at ``rows`` one after another into one sequence, and lay out the mask."""
+    rows = np.asarray(rows, dtype=np.int64)
+    lengths, starts = examples.lengths[rows], examples.response_starts[rows].astype(np.int64)
+    row_T, position_T = _ragged_index(lengths)
+    input_ids_T = examples.tokens[examples.offsets[rows][row_T] + position_T].astype(np.int64)
+    row_S, shift_S = _ragged_index(lengths - starts)
+    position_S = (np.cumsum(lengths) - lengths + starts)[row_S] + shift_S
+    return MicroBatch(
+        rows=rows,
+        input_ids_RL=torch.from_numpy(input_ids_T[None]).to(device),
+        positions_S=torch.from_numpy(position_S - 1).to(device),
+        targets_S=torch.from_numpy(input_ids_T[position_S]).to(device),
+        batch_rows_S=torch.from_numpy(row_S),
+        num_tokens=len(input_ids_T),
+        segment_lengths=tuple(lengths.tolist()),
+        position_ids_RL=torch.from_numpy(position_T[None]).to(device),
     )
 
 

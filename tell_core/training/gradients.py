@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from tell_core.data.encoding import EncodedExamples, IntArray
-from tell_core.training.collation import FloatArray, MicroBatch, collate, split_rows
+from tell_core.training.batching import Limits, lay_out
+from tell_core.training.collation import FloatArray, MicroBatch, collate, pack
 from tell_core.training.devices import Precision
 from tell_core.training.losses import supervised_nll
 
@@ -25,6 +26,7 @@ class StepLosses:
         task: Summed NLL of those of task data.
         num_tokens: Tokens without padding.
         num_padded_tokens: Tokens with padding.
+        num_forward_passes: Forward passes with gradient.
         by_row: Pairs of rows (R,) of the mixture's examples and their summed NLL (R,).
     """
 
@@ -34,6 +36,7 @@ class StepLosses:
     task: float = 0.0
     num_tokens: int = 0
     num_padded_tokens: int = 0
+    num_forward_passes: int = 0
     by_row: list[tuple[IntArray, FloatArray]] = field(default_factory=list)
 
     @property
@@ -62,20 +65,33 @@ def step_gradients(
     examples: EncodedExamples,
     rows: IntArray,
     *,
-    micro_batch_size: int | None,
+    limits: Limits,
     device: torch.device,
     precision: Precision,
+    share: IntArray | None = None,
 ) -> StepLosses:
     """Add the gradient of the mean NLL per supervised token of ``rows`` to the model's.
 
     The mean is over the tokens of the whole step, however they fall into micro-batches: a mean of
     their means would weigh the tokens of short answers more.
+
+    Args:
+        model: Packed layouts need it under `attention.segments_attended`.
+        examples: The mixture's.
+        rows: Shape (B,). The examples of the step.
+        limits: How they are laid out in forward passes.
+        device: Where the model is.
+        precision: Number format of the forward pass.
+        share: Indices into ``rows`` of those that are computed here, by default all. Gradients and
+            sums of several shares of one step add up to those of the step.
     """
     counts = examples.supervised_counts[rows]
     losses = StepLosses(int(counts.sum()), int(counts[examples.is_task[rows]].sum()))
+    mine = rows if share is None else rows[share]
     parts: list[tuple[MicroBatch, torch.Tensor]] = []
-    for part in split_rows(examples, rows, micro_batch_size):
-        batch = collate(examples, part, device)
+    gather = pack if limits.layout == "packed" else collate
+    for part in lay_out(examples.lengths[mine], limits) if len(mine) else ():
+        batch = gather(examples, mine[part], device)
         with precision.autocast(device):
             nll_S = supervised_nll(model, batch)
         (nll_S.sum() / losses.num_supervised).backward()  # type: ignore[no-untyped-call]
@@ -94,4 +110,5 @@ def _add(
     losses.task += float(by_row[examples.is_task[batch.rows]].sum())
     losses.num_tokens += batch.num_tokens
     losses.num_padded_tokens += batch.num_padded_tokens
+    losses.num_forward_passes += 1
     losses.by_row.append((batch.rows, by_row))

@@ -7,17 +7,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tell_core.spec.model import TrainingSpec
 
+# In what pieces a step is computed: adapter dropout draws by piece.
+_PIECES = frozenset({"batching", "micro_batch_size", "micro_batch_tokens", "num_ranks"})
 # Where, how fast and in what pieces a training is computed, never what.
-NOT_IDENTITY = frozenset({"device", "threads", "checkpoint_seconds", "micro_batch_size"})
+NOT_IDENTITY = _PIECES | {"device", "threads", "checkpoint_seconds", "gradient_checkpointing"}
 
 
 def training_fields(training: TrainingSpec) -> dict[str, Any]:
     """The settings that decide what a training gives, by name; JSON values.
 
     The stage's fingerprint and the checkpoint's identity are both made of these. The learning rate
-    is among them as it stands in ``training``: settle a tuned one first. The size of micro-batches
-    counts only with adapter dropout, whose draws follow it; otherwise it changes sums by rounding.
+    is among them as it stands in ``training``: settle a tuned one first. The pieces in which a step
+    is computed count only with adapter dropout, whose draws follow them; otherwise they change sums
+    by rounding.
     """
     has_dropout = training.method == "lora" and training.lora_dropout > 0
-    ignored = NOT_IDENTITY - {"micro_batch_size"} if has_dropout else NOT_IDENTITY
+    ignored = NOT_IDENTITY - _PIECES if has_dropout else NOT_IDENTITY
     return training.model_dump(mode="json", exclude=set(ignored))

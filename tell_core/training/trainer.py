@@ -15,9 +15,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from torch import nn
 from tell_core.data.encoding import EncodedExamples, IntArray, Mixture
 from tell_core.errors import SpecError, TrainingError
 from tell_core.training import devices
+from tell_core.training.attention import attended, choose_limits
+from tell_core.training.batching import BatchCounts, Limits, count_batches, tighter
 from tell_core.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from tell_core.training.collation import FloatArray
 from tell_core.training.gradients import StepLosses, step_gradients
@@ -40,6 +42,8 @@ from tell_core.training.optimisation import (
 from tell_core.training.probes import ProbeSet, TracedTokens, probe_steps
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from tell_core.spec.model import TrainingSpec
 
 logger = logging.getLogger(__name__)
@@ -74,6 +78,7 @@ class StepRecord:
         learning_rate: Learning rate of the step.
         grad_norm: Norm of the gradient before clipping.
         tokens: Tokens without padding.
+        padded_tokens: Tokens with padding.
         supervised_tokens: Supervised tokens.
         seconds: Wall time of the step.
     """
@@ -85,6 +90,7 @@ class StepRecord:
     learning_rate: float
     grad_norm: float
     tokens: int
+    padded_tokens: int
     supervised_tokens: int
     seconds: float
 
@@ -99,6 +105,9 @@ class Progress:
     padded_tokens: int = 0
     tokens: int = 0
     supervised_tokens: int = 0
+    forward_passes: int = 0
+    max_tokens: int | None = None
+    num_out_of_memory: int = 0
     final_loss: float | None = None
     peak_memory_bytes: int = 0
     kept_step: int | None = None
@@ -141,7 +150,21 @@ class Trainer:
         self.probe_steps = probe_steps(self.num_steps, training.num_probes)
         self.parameters = trainable_parameters(model)
         self.optimiser = create_optimiser(self.parameters, training.weight_decay)
-        self.progress = Progress()
+        rows = mixture.order[: training.batch_size]
+        self._wished = choose_limits(
+            cast("PreTrainedModel", model), mixture.examples, rows, training, device, precision
+        )
+        self.progress = Progress(max_tokens=self._wished.max_tokens)
+
+    @property
+    def limits(self) -> Limits:
+        """Layout and size of forward passes; smaller than wished after memory ran out."""
+        return replace(self._wished, max_tokens=self.progress.max_tokens)
+
+    def count_batches(self) -> BatchCounts:
+        """What the whole training will compute, at the present limits."""
+        lengths, order = self.mixture.examples.lengths, self.mixture.order
+        return count_batches(lengths, order, self.training.batch_size, self.limits)
 
     def run(self, out: Path, identity: str, on_progress: OnProgress | None = None) -> None:
         """Train from the last checkpoint under ``out``, or from the start, to the last step."""
@@ -150,7 +173,11 @@ class Trainer:
             self.restore(checkpoint)
             logger.info("going on from step %d of %d", checkpoint.step, self.num_steps)
         devices.reset_peak_memory(self.device)
-        with _stop_requests() as stop_requested, _LogFile(out, self.progress.log) as log_file:
+        with (
+            attended(cast("PreTrainedModel", self.model), self.limits),
+            _stop_requests() as stop_requested,
+            _LogFile(out, self.progress.log) as log_file,
+        ):
             saved = time.monotonic()
             self.probe_if_due()
             while self.progress.step < self.num_steps:
@@ -180,8 +207,6 @@ class Trainer:
         progress, training = self.progress, self.training
         step = progress.step
         rows = self.mixture.order[step * training.batch_size : (step + 1) * training.batch_size]
-        seed_step(self.seed, step + 1)
-        self.optimiser.zero_grad(set_to_none=True)
         losses = self._gradients(rows)
         grad_norm = float(
             nn.utils.clip_grad_norm_(self.parameters.values(), training.max_grad_norm)
@@ -200,6 +225,7 @@ class Trainer:
             learning_rate=rate,
             grad_norm=grad_norm,
             tokens=losses.num_tokens,
+            padded_tokens=losses.num_padded_tokens,
             supervised_tokens=losses.num_supervised,
             seconds=time.perf_counter() - started,
         )
@@ -207,22 +233,48 @@ class Trainer:
         return record
 
     def _gradients(self, rows: IntArray) -> StepLosses:
-        try:
-            return step_gradients(
-                self.model,
-                self.mixture.examples,
-                rows,
-                micro_batch_size=self.training.micro_batch_size,
-                device=self.device,
-                precision=self.precision,
-            )
-        except torch.OutOfMemoryError as error:
+        """Gradient of one step; when memory runs out, again in smaller forward passes."""
+        while True:
+            seed_step(self.seed, self.progress.step + 1)
+            self.optimiser.zero_grad(set_to_none=True)
+            try:
+                return step_gradients(
+                    self.model,
+                    self.mixture.examples,
+                    rows,
+                    limits=self.limits,
+                    device=self.device,
+                    precision=self.precision,
+                )
+            except torch.OutOfMemoryError as error:
+                self._tighten(rows, error)
+
+    def _tighten(self, rows: IntArray, error: torch.OutOfMemoryError) -> None:
+        """Halve the largest forward pass; step, effective batch and loss stay what they are.
+
+        Raises:
+            TrainingError: Every example has a forward pass of its own already.
+        """
+        lengths = self.mixture.examples.lengths[rows]
+        limits = tighter(self.limits, lengths)
+        if limits is None:
             raise TrainingError(
-                f"out of memory on {self.device} at step {self.progress.step}:"
-                f" {len(rows)} examples of up to {self.mixture.examples.lengths[rows].max()} tokens"
-                f" with micro_batch_size {self.training.micro_batch_size}; lower micro_batch_size,"
-                " which changes memory but not the result"
+                f"out of memory on {self.device} at step {self.progress.step}, with one example of"
+                f" up to {lengths.max()} tokens at a time; set training.gradient_checkpointing:"
+                " true, lower curation.max_tokens, or use a smaller model"
             ) from error
+        logger.warning(
+            "out of memory on %s at step %d: forward passes of at most %s tokens instead of %s from"
+            " here on; the step and its loss are the same",
+            self.device,
+            self.progress.step,
+            limits.max_tokens,
+            self.limits.max_tokens,
+        )
+        self.progress.max_tokens = limits.max_tokens
+        self.progress.num_out_of_memory += 1
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _account(self, record: StepRecord, losses: StepLosses) -> None:
         progress = self.progress
@@ -231,6 +283,7 @@ class Trainer:
         progress.tokens += losses.num_tokens
         progress.padded_tokens += losses.num_padded_tokens
         progress.supervised_tokens += losses.num_supervised
+        progress.forward_passes += losses.num_forward_passes
         progress.final_loss = record.loss
         progress.log.append(json.dumps(asdict(record)) + "\n")
 
@@ -331,6 +384,9 @@ _SCALARS = (
     "padded_tokens",
     "tokens",
     "supervised_tokens",
+    "forward_passes",
+    "max_tokens",
+    "num_out_of_memory",
     "final_loss",
     "peak_memory_bytes",
     "kept_step",

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tell_core.data.encoding import EncodedExamples, from_lists
 from tell_core.errors import DataError
-from tell_core.training.collation import check_examples, collate, split_rows
+from tell_core.training.collation import check_examples, collate, pack
 
 CPU = torch.device("cpu")
 
@@ -48,17 +48,34 @@ def test_row_sums_belong_to_their_rows(random_examples: Callable[..., EncodedExa
     assert counts.tolist() == examples.supervised_counts[[3, 1]].tolist()
 
 
-@given(size=st.one_of(st.none(), st.integers(1, 9)), seed=st.integers(0, 100))
-def test_micro_batches_partition_the_rows_of_a_step(
-    random_examples: Callable[..., EncodedExamples], size: int | None, seed: int
+@given(seed=st.integers(0, 1000), data=st.data())
+def test_packed_examples_follow_one_another_without_padding(
+    random_examples: Callable[..., EncodedExamples], seed: int, data: st.DataObject
 ):
     examples = random_examples(3, 4, seed)
-    rows = np.array([5, 0, 3, 6, 1])
+    rows = data.draw(st.lists(st.integers(0, 6), min_size=1, max_size=7))
 
-    parts = split_rows(examples, rows, size)
+    batch = pack(examples, rows, CPU)
 
-    assert sorted(np.concatenate(parts).tolist()) == sorted(rows.tolist())
-    assert all(len(part) <= (size or len(rows)) for part in parts)
+    ids = [examples.example(row) for row in rows]
+    assert batch.input_ids_RL.tolist() == [np.concatenate(ids).tolist()]
+    assert batch.position_ids_RL is not None
+    assert batch.position_ids_RL.tolist() == [[at for one in ids for at in range(len(one))]]
+    assert batch.segment_lengths == tuple(map(len, ids))
+    assert batch.num_padded_tokens == batch.num_tokens == sum(map(len, ids))
+
+
+@given(seed=st.integers(0, 1000))
+def test_packed_and_padded_supervise_the_same_tokens(
+    random_examples: Callable[..., EncodedExamples], seed: int
+):
+    examples = random_examples(3, 4, seed)
+
+    packed, padded = pack(examples, range(7), CPU), collate(examples, range(7), CPU)
+
+    assert torch.equal(packed.targets_S, padded.targets_S)
+    assert torch.equal(packed.batch_rows_S, padded.batch_rows_S)
+    assert torch.equal(packed.input_ids_RL.flatten()[packed.positions_S + 1], packed.targets_S)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,18 @@ import pytest
 from tell_core.spec.model import TrainingSpec
 from tell_core.training.identity import NOT_IDENTITY, training_fields
 
-ELSEWHERE = {"device": "cuda", "threads": 2, "checkpoint_seconds": 5.0, "micro_batch_size": 2}
+PIECES = {
+    "batching": "padded",
+    "micro_batch_size": 2,
+    "micro_batch_tokens": 99,
+    "num_ranks": 2,
+}
+ELSEWHERE = PIECES | {
+    "device": "cuda",
+    "threads": 2,
+    "checkpoint_seconds": 5.0,
+    "gradient_checkpointing": True,
+}
 
 
 def test_where_and_in_what_pieces_a_training_runs_is_no_part_of_it(
@@ -22,6 +33,7 @@ def test_everything_else_is():
     assert left_out == NOT_IDENTITY
 
 
+@pytest.mark.parametrize("piece", PIECES)
 @pytest.mark.parametrize(
     ("settings", "matters"),
     [
@@ -30,11 +42,13 @@ def test_everything_else_is():
         ({"lora_dropout": 0.1, "method": "full"}, False),
     ],
 )
-def test_the_micro_batch_size_matters_only_with_adapter_dropout(
-    training_spec: Callable[..., TrainingSpec], settings: dict[str, Any], matters: bool
+def test_the_pieces_of_a_step_matter_only_with_adapter_dropout(
+    training_spec: Callable[..., TrainingSpec],
+    piece: str,
+    settings: dict[str, Any],
+    matters: bool,
 ):
-    one, two = (
-        training_fields(training_spec(micro_batch_size=size, **settings)) for size in (1, 2)
-    )
+    usual = training_fields(training_spec(**settings))
+    changed = training_fields(training_spec(**settings, **{piece: PIECES[piece]}))
 
-    assert (one != two) == matters
+    assert (usual != changed) == matters

@@ -372,14 +372,15 @@ def test_log_and_summary_account_for_every_token(
     inputs = write_inputs()
     mixture = Mixture.load(inputs / "mixture.safetensors")
 
-    summary = train(inputs, training_spec())
+    summary = train(inputs, training_spec(batching="padded"))
 
     log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == list(range(NUM_STEPS))
     assert sum(line["tokens"] for line in log) == 2 * mixture.examples.num_tokens
     supervised = sum(line["supervised_tokens"] for line in log)
     assert supervised == 2 * mixture.examples.num_supervised_tokens
-    assert 0 < summary["padding_share"] < 0.6
+    padded = sum(line["padded_tokens"] for line in log)
+    assert 0 < summary["padding_share"] == 1 - 2 * mixture.examples.num_tokens / padded
     assert summary["final_loss"] == log[-1]["loss"]
 
 
