@@ -32,7 +32,20 @@ class Check(NamedTuple):
     seconds: float
 
 
-CONTROLS: Mapping[str, str] = MappingProxyType({})
+CONTROLS: Mapping[str, str] = MappingProxyType(
+    {
+        "gradients": "tell_core.analysis.quanta.controls:check_gradients",
+        "projection": "tell_core.analysis.quanta.controls:check_projection",
+        "mixture": "tell_core.analysis.quanta.controls:check_planted_mixture",
+        "random": "tell_core.analysis.quanta.controls:check_random_vectors",
+        "gaussian": "tell_core.analysis.quanta.controls:check_gaussian_subtasks",
+        "language-model": "tell_core.analysis.quanta.controls:check_language_model",
+        "sparse-parity-gradients": "tell_core.analysis.quanta.controls:check_sparse_parity",
+        "sparse-parity": "tell_core.analysis.controls:parity",
+        "power-law": "tell_core.analysis.controls:power_law",
+        "model-selection": "tell_core.analysis.controls:model_selection",
+    }
+)
 """Control -> ``module:function``, in the order of the table."""
 
 

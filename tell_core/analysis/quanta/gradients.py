@@ -22,11 +22,12 @@ from torch import nn
 from tell_core.analysis.quanta.projection import Projection
 from tell_core.data.encoding import EncodedExamples
 from tell_core.errors import ModelError
+from tell_core.training.batching import Limits, lay_out
 from tell_core.training.collation import MicroBatch, collate
 from tell_core.training.losses import supervised_nll
 
-BATCH_TOKENS = 2048
-BATCH_SAMPLES = 32
+LIMITS = Limits("length_grouped", max_examples=32, max_tokens=2048)
+"""Samples and padded tokens that go backward together."""
 Float32Array = npt.NDArray[np.float32]
 
 
@@ -83,7 +84,7 @@ def project_gradients(
     projection: Projection,
     *,
     device: torch.device | None = None,
-    batch_tokens: int = BATCH_TOKENS,
+    limits: Limits = LIMITS,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> ProjectedGradients:
     """Project the gradient of each example's summed loss over its supervised tokens.
@@ -98,7 +99,7 @@ def project_gradients(
         examples: S examples, each with a supervised token after at least one other.
         projection: What is kept of a gradient.
         device: Where the model is; the CPU by default.
-        batch_tokens: Upper bound on the padded tokens of a batch; a batch has one sample at least.
+        limits: Size of a batch; samples of similar length go together.
         on_progress: Called after each batch with samples done and S.
     """
     device = device or torch.device("cpu")
@@ -106,7 +107,7 @@ def project_gradients(
     losses = np.zeros(len(examples), dtype=np.float64)
     num_done = 0
     with _frozen(model), _projecting(model, projection) as backward:
-        for rows in _batches(examples, batch_tokens):
+        for rows in lay_out(examples.lengths, limits):
             batch = collate(examples, rows, device)
             vectors[rows], losses[rows] = backward(batch)
             num_done += len(rows)
@@ -126,8 +127,8 @@ def _projecting(model: nn.Module, projection: Projection) -> Iterator[Backward]:
     def watch(name: str) -> Callable[..., None]:
         def project(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             input_BTI = inputs[0].detach()
-            output.register_hook(
-                lambda delta_BTO: projection.add(name, delta_BTO.float(), input_BTI, sums_BD)
+            output.register_hook(  # type: ignore[no-untyped-call]
+                lambda delta_BTO: projection.add(name, delta_BTO, input_BTI, sums_BD)
             )
 
         return project
@@ -169,19 +170,6 @@ def _frozen(model: nn.Module) -> Iterator[None]:
         for weight in trained:
             weight.requires_grad_(True)
         model.train(was_training)
-
-
-def _batches(examples: EncodedExamples, batch_tokens: int) -> Iterator[list[int]]:
-    """Rows of similar length, longest first."""
-    rows: list[int] = []
-    for row in np.argsort(-examples.lengths, kind="stable").tolist():
-        padded = (len(rows) + 1) * int(examples.lengths[rows[0] if rows else row])
-        if rows and (padded > batch_tokens or len(rows) == BATCH_SAMPLES):
-            yield rows
-            rows = []
-        rows.append(row)
-    if rows:
-        yield rows
 
 
 def looped_gradients(model: nn.Module, examples: EncodedExamples) -> Float32Array:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Literal, Protocol
 
@@ -74,7 +74,11 @@ def build_projection(
         return Exact(layers or {})
     if num_dimensions < 2:
         raise InputError(f"{num_dimensions} dimensions were asked for; needed: at least 2")
-    kinds = {"countsketch": CountSketch, "rademacher": Rademacher, "kronecker": Kronecker}
+    kinds: dict[str, Callable[[int, int], Projection]] = {
+        "countsketch": CountSketch,
+        "rademacher": Rademacher,
+        "kronecker": Kronecker,
+    }
     if name not in kinds:
         raise InputError(f"no projection is named {name!r}; there are exact, {', '.join(kinds)}")
     return kinds[name](num_dimensions, seed)
@@ -151,7 +155,7 @@ class CountSketch:
         num_turns = math.ceil(num_columns / self.num_dimensions)
         missing = num_turns * self.num_dimensions - num_columns
         padded = torch.nn.functional.pad(rows_BRC, (0, missing))
-        return padded.unflatten(-1, (num_turns, self.num_dimensions)).sum(-2)
+        return padded.reshape(*rows_BRC.shape[:-1], num_turns, self.num_dimensions).sum(-2)
 
 
 class Rademacher:
@@ -174,7 +178,8 @@ class Rademacher:
         generator = torch.Generator().manual_seed(_layer_seed(layer, self._seed))
         block = max(1, _BLOCK_NUMBERS // self.num_dimensions)
         scale = 1 / math.sqrt(self.num_dimensions)
-        for piece_BP in gradient_BP.split(block, dim=1):
+        for start in range(0, gradient_BP.shape[1], block):
+            piece_BP = gradient_BP[:, start : start + block]
             signs_PD = torch.empty(piece_BP.shape[1], self.num_dimensions)
             signs_PD.bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
             out_BD.addmm_(piece_BP, signs_PD.to(out_BD.device), alpha=scale)
