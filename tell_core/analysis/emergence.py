@@ -24,20 +24,24 @@ Measured on falls of 1 to 3 nats with noise of 0.15 nats, steps right / called g
 ten points are enough (0.99). Steps claimed where there are none: at most 0.02 at any of these.
 
 Losses are continuous and fitted one item at a time: a jump cannot come from a thresholded metric,
-nor a smooth curve from averaging jumps.
+nor a smooth curve from averaging jumps. The guard against steps that are noise: residuals are drawn
+anew around the fitted sigmoid, and emergence is claimed only where the step leads by 4 again in at
+least 80 % of the draws. An item that falls in such a step is monogenic, one that falls gradually
+polygenic.
 
-Shape letters: N items, P points, M candidate shapes.
+Shape letters: N items, P points, M candidate shapes, D draws.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from tell_core.analysis.resampling import FloatArray
+from tell_core.analysis.sequence import learning_times
 from tell_core.analysis.shapes import (
     Direction,
     Fit,
@@ -47,6 +51,7 @@ from tell_core.analysis.shapes import (
     fit_line,
     fit_parabola,
     fit_sigmoid,
+    sigmoid_values,
 )
 
 Verdict = Literal["step", "gradual", "flat", "rising", "undetermined"]
@@ -55,6 +60,10 @@ VERDICTS: tuple[Verdict, ...] = ("step", "gradual", "flat", "rising", "undetermi
 MIN_POINTS = 8
 MIN_LEAD = 4.0
 MAX_STEP_WIDTH = 0.4
+MIN_GUARD_SHARE = 0.8
+_NUM_GUARD_DRAWS = 50
+_GUARD_SEED = 0
+_STEP_PARAMETERS = 5
 REMARK = (
     "Fitted to the loss in nats of each item on its own: a continuous score, so that steps cannot"
     " come from the metric, and no average, so that steps are not smoothed away."
@@ -77,6 +86,7 @@ class ItemVerdict:
         sharpness: Slope of the sigmoid in units of 1 / log(step + 1), for a step: its 10-90 % fall
             takes a factor of exp(4.39 / sharpness) in steps.
         drop: Loss at the first point minus loss at the last, in nats; None if not measured.
+        guard_share: For a step: share of draws of its residuals in which it leads again.
     """
 
     verdict: Verdict
@@ -85,6 +95,12 @@ class ItemVerdict:
     midpoint_step: float | None
     sharpness: float | None
     drop: float | None
+    guard_share: float | None = None
+
+    @property
+    def is_emergent(self) -> bool:
+        """Whether a step may be claimed."""
+        return (self.guard_share or 0.0) >= MIN_GUARD_SHARE
 
 
 def item_verdicts(steps: npt.NDArray[np.integer], losses: FloatArray) -> list[ItemVerdict]:
@@ -98,11 +114,25 @@ def item_verdicts(steps: npt.NDArray[np.integer], losses: FloatArray) -> list[It
         N verdicts. All are "undetermined" with fewer than `MIN_POINTS` points; so is an item with
         a loss that is not finite.
     """
-    if len(steps) < MIN_POINTS:
-        reason = f"{len(steps)} points; at least {MIN_POINTS} are needed"
+    return shape_verdicts(np.log1p(steps.astype(np.float64)), losses)
+
+
+def shape_verdicts(time: FloatArray, losses: FloatArray) -> list[ItemVerdict]:
+    """Judge curves over any logarithmic scale, such as that of an amount of data.
+
+    Args:
+        time: Shape (P,). Logarithm of the scale, never falling; several measurements of one item
+            at one scale, such as those of several seeds, stand side by side.
+        losses: Shape (P, N). In nats.
+
+    Returns:
+        As `item_verdicts`; `MIN_POINTS` counts different scales.
+    """
+    if (num_scales := len(np.unique(time))) < MIN_POINTS:
+        reason = f"{num_scales} points; at least {MIN_POINTS} are needed"
         return [_unjudged(curve, reason) for curve in losses.T]
     is_finite = np.asarray(np.isfinite(losses).all(axis=0))
-    judged = iter(_judge(np.log1p(steps.astype(np.float64)), losses.T[is_finite]))
+    judged = iter(_judge(time, losses.T[is_finite]))
     return [
         next(judged) if finite else _unjudged(curve, "a loss is not a finite number")
         for finite, curve in zip(is_finite, losses.T, strict=True)
@@ -126,9 +156,12 @@ def emergence_of_cell(
             "item": item,
             "role": role,
             **vars(verdict),
+            **learned,
             "losses": [float(loss) if np.isfinite(loss) else None for loss in curve],
         }
-        for item, role, verdict, curve in zip(items, roles, verdicts, losses.T, strict=True)
+        for item, role, verdict, learned, curve in zip(
+            items, roles, verdicts, _learning(steps, losses), losses.T, strict=True
+        )
     ]
     return {"steps": steps.tolist(), "items": rows, "counts": _counts(rows)}
 
@@ -140,8 +173,10 @@ def emergence_summary(cells: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[st
         cells: Pairs of an arm and an entry of `emergence_of_cell`.
 
     Returns:
-        By arm: ``num_cells``, and by role ``num_curves``, ``counts``, ``shares`` and the
-        median step and drop of the curves that are steps.
+        By arm: ``num_cells``, and by role ``num_curves``, ``counts``, ``shares``, the median step
+        and drop of the curves that are steps, the shares of monogenic and polygenic curves among
+        those that fall (steps that pass the guard; gradual falls; the rest is open), and the share
+        of curves learned by the end, among those with something to learn.
     """
     by_arm: dict[str, list[Mapping[str, Any]]] = {}
     for arm, cell in cells:
@@ -166,9 +201,36 @@ def _shares(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "num_curves": len(rows),
         "counts": counts,
         "shares": {verdict: count / len(rows) for verdict, count in counts.items()},
+        **_genic_shares(rows),
+        "learned_share": _share([row["is_learned"] for row in rows if not row["was_known"]]),
         "median_midpoint_step": _median([row["midpoint_step"] for row in stepped]),
         "median_step_drop": _median([row["drop"] for row in stepped]),
     }
+
+
+def _genic_shares(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    falling = [row for row in rows if row["verdict"] in ("step", "gradual")]
+    return {
+        "monogenic_share": _share(
+            [(row["guard_share"] or 0) >= MIN_GUARD_SHARE for row in falling]
+        ),
+        "polygenic_share": _share([row["verdict"] == "gradual" for row in falling]),
+    }
+
+
+def _learning(steps: npt.NDArray[np.integer], losses: FloatArray) -> list[dict[str, Any]]:
+    """When each item was learned; the last step where it was not."""
+    times = learning_times(steps, losses)
+    return [
+        {"learning_step": float(np.expm1(time)), "is_learned": learned, "was_known": known}
+        for time, learned, known in zip(
+            times.log_times, times.is_learned.tolist(), times.was_known.tolist(), strict=True
+        )
+    ]
+
+
+def _share(found: Sequence[bool]) -> float | None:
+    return float(np.mean(found)) if found else None
 
 
 def _counts(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
@@ -191,10 +253,31 @@ def _judge(time: FloatArray, curves: FloatArray) -> list[ItemVerdict]:
     turning = aicc(fit_parabola(time, curves), len(time), 4) - scores.min(axis=1)
     deltas = scores - scores.min(axis=1, keepdims=True)
     drops = curves[:, 0] - curves[:, -1]
-    return [
+    verdicts = [
         _verdict(delta, turn <= -MIN_LEAD, parameters, drop)
         for delta, turn, parameters, drop in zip(deltas, turning, step, drops, strict=True)
     ]
+    return [
+        replace(verdict, guard_share=_guard_share(time, curve))
+        if verdict.verdict == "step"
+        else verdict
+        for verdict, curve in zip(verdicts, curves, strict=True)
+    ]
+
+
+def _guard_share(time: FloatArray, curve: FloatArray) -> float:
+    """Share of draws of the residuals (D, P) around the sigmoid in which the step leads by 4."""
+    fitted = sigmoid_values(
+        time, curve[None], fit_sigmoid(time, curve[None], "down", MAX_STEP_WIDTH)
+    )
+    residuals = (curve - fitted[0]) * np.sqrt(len(time) / (len(time) - _STEP_PARAMETERS))
+    generator = np.random.default_rng(_GUARD_SEED)
+    chosen = generator.integers(len(time), size=(_NUM_GUARD_DRAWS, len(time)))
+    drawn = fitted + residuals[chosen]
+    step = aicc(fit_sigmoid(time, drawn, "down", MAX_STEP_WIDTH), len(time), _STEP_PARAMETERS)
+    others = [(fit_constant(drawn), 2), *_smooth_fits(time, drawn, "down")]
+    best = np.min([aicc(fit, len(time), count) for fit, count in others], axis=0)
+    return float(np.mean(step - best <= -MIN_LEAD))
 
 
 def _verdict(delta: FloatArray, is_turning: bool, step: FloatArray, drop: float) -> ItemVerdict:
@@ -220,8 +303,8 @@ def _class_scores(time: FloatArray, curves: FloatArray) -> tuple[FloatArray, Flo
     fits = (
         [(fit_constant(curves), 2)],
         _smooth_fits(time, curves, "down"),
-        [(step, 5)],
-        [*_smooth_fits(time, curves, "up"), (rise, 5)],
+        [(step, _STEP_PARAMETERS)],
+        [*_smooth_fits(time, curves, "up"), (rise, _STEP_PARAMETERS)],
     )
     columns = [
         np.min([aicc(fit, len(time), count) for fit, count in group], axis=0) for group in fits

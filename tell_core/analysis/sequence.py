@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from scipy import special, stats
-from statsmodels.duration.survfunc import SurvfuncRight
 
 from tell_core.analysis.resampling import FloatArray
 from tell_core.errors import AnalysisError
@@ -122,8 +121,9 @@ def learning_times(
     after = np.minimum(probes, len(steps) - 1)
     before = np.maximum(after - 1, 0)
     units = np.arange(losses.shape[1])
-    fall = losses[before, units] - losses[after, units]
-    share = np.divide(losses[before, units] - target, fall, out=np.ones_like(fall), where=fall > 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        fall = losses[before, units] - losses[after, units]
+        share = np.nan_to_num((losses[before, units] - target) / fall, nan=1.0)
     crossing = time[before] + np.clip(share, 0, 1) * (time[after] - time[before])
     return LearningTimes(
         log_times=np.where(is_learned, crossing, time[-1]),
@@ -190,6 +190,8 @@ def survival_curve(times: LearningTimes) -> dict[str, list[float]]:
     Returns:
         ``step`` and ``unlearned`` with ``standard_error``, at each time of learning.
     """
+    from statsmodels.duration.survfunc import SurvfuncRight  # loads pandas: a second
+
     curve = SurvfuncRight(times.log_times, times.is_learned.astype(int))
     return {
         "step": np.expm1(curve.surv_times).tolist(),

@@ -66,20 +66,30 @@ def fit_sigmoid(
     """``1 / (1 + exp(s (t - m)))``. Parameters: middle m and sharpness s.
 
     Args:
-        time: Shape (P,), rising.
+        time: Shape (P,), never falling; at least four different values.
         curves: Shape (N, P).
         direction: Whether curves fall or rise.
         max_width: Longest 90-10 % fall, as a share of the range of ``time``. The middle lies
             between the second and the last but one point; the sharpness is at most one at which
             the fall takes half the median distance of points, beyond which nothing changes.
     """
-    middles = np.linspace(time[1], time[-2], _NUM_MIDPOINTS)
-    blunt = SIGMOID_WIDTH / (max_width * (time[-1] - time[0]))
-    sharp = max(2 * SIGMOID_WIDTH / float(np.median(np.diff(time))), 2 * blunt)
+    levels = np.unique(time)  # several curves of one item share their times
+    middles = np.linspace(levels[1], levels[-2], _NUM_MIDPOINTS)
+    blunt = SIGMOID_WIDTH / (max_width * (levels[-1] - levels[0]))
+    sharp = max(2 * SIGMOID_WIDTH / float(np.median(np.diff(levels))), 2 * blunt)
     sharpnesses = np.log(np.geomspace(blunt, sharp, _NUM_SHARPNESSES))
     fit = _search(_sigmoid, time, curves, [middles, sharpnesses], direction)
     middle, log_sharpness = fit.parameters.T
     return Fit(fit.residual_sum, np.stack([middle, np.exp(log_sharpness)], axis=1))
+
+
+def sigmoid_values(time: FloatArray, curves: FloatArray, fit: Fit) -> FloatArray:
+    """The fitted sigmoids of curves (N, P) at their times (P,), shape (N, P)."""
+    middle, sharpness = fit.parameters[:, :1], fit.parameters[:, 1:]
+    basis = _centred(_sigmoid(time, np.concatenate([middle, np.log(sharpness)], axis=1)))
+    length = (basis**2).sum(axis=1, keepdims=True)
+    share = (_centred(curves) * basis).sum(axis=1, keepdims=True) / np.where(length > 0, length, 1)
+    return np.asarray(curves.mean(axis=1, keepdims=True) + share * basis)
 
 
 def fit_parabola(time: FloatArray, curves: FloatArray) -> Fit:
@@ -93,7 +103,8 @@ def fit_parabola(time: FloatArray, curves: FloatArray) -> Fit:
     _, slope, bend = coefficients
     with np.errstate(divide="ignore", invalid="ignore"):
         turn = -slope / (2 * bend)
-    is_inside = (turn > time[1]) & (turn < time[-2])
+    levels = np.unique(time)
+    is_inside = (turn > levels[1]) & (turn < levels[-2])
     constant = fit_constant(curves).residual_sum
     return Fit(np.where(is_inside, residual_sum, constant), np.empty((len(curves), 0)))
 

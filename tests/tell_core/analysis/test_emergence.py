@@ -12,6 +12,7 @@ from tell_core.analysis.emergence import (
     emergence_of_cell,
     emergence_summary,
     item_verdicts,
+    shape_verdicts,
 )
 from tell_core.analysis.simulated_curves import RIGHT, Kind, simulated_curves, spaced_steps
 
@@ -54,7 +55,7 @@ def test_a_verdict_does_not_depend_on_the_items_beside_it(seed: int) -> None:
 )
 @pytest.mark.parametrize("noise", [0.02, 0.05, 0.15])
 def test_sixteen_points_tell_the_shapes_apart(kind: Kind, accepted: float, noise: float) -> None:
-    verdicts = item_verdicts(STEPS, simulated_curves(kind, STEPS, 400, noise, seed=0))
+    verdicts = item_verdicts(STEPS, simulated_curves(kind, STEPS, 200, noise, seed=0))
 
     assert np.mean([one.verdict == RIGHT[kind] for one in verdicts]) >= accepted
 
@@ -149,3 +150,62 @@ def test_sixty_cells_of_sixty_four_items_take_less_than_half_a_minute() -> None:
         item_verdicts(STEPS, losses)
 
     assert time.perf_counter() - started < 3
+
+
+def test_the_guard_lets_clear_steps_pass() -> None:
+    verdicts = item_verdicts(STEPS, simulated_curves("step", STEPS, 100, 0.05, seed=0))
+
+    assert np.mean([one.is_emergent for one in verdicts]) >= 0.9
+
+
+@pytest.mark.parametrize("kind", ["line", "power", "flat"])
+def test_the_guard_stops_most_of_the_false_steps(kind: Kind) -> None:
+    verdicts = item_verdicts(STEPS, simulated_curves(kind, STEPS, 1000, 0.15, seed=1))
+
+    claimed = np.mean([one.is_emergent for one in verdicts])
+    assert claimed <= 0.01
+    assert claimed <= np.mean([one.verdict == "step" for one in verdicts])
+
+
+def test_the_guard_is_for_steps_alone() -> None:
+    verdicts = item_verdicts(STEPS, simulated_curves("power", STEPS, 20, 0.02, seed=0))
+
+    assert {one.guard_share for one in verdicts if one.verdict != "step"} == {None}
+
+
+def test_seeds_side_by_side_make_steps_out_of_eight_scales() -> None:
+    """Eight points alone cannot show a step; three seeds at each of them can."""
+    scales = np.log(np.geomspace(200, 9400, 8))
+    generator = np.random.default_rng(0)
+    middles = generator.uniform(scales[2], scales[5], 100)
+    one_seed = 2 / (1 + np.exp(4 * (scales[:, None] - middles)))
+    noisy = [one_seed + generator.normal(0, 0.1, one_seed.shape) for _ in range(3)]
+
+    alone = shape_verdicts(scales, noisy[0])
+    together = shape_verdicts(np.repeat(scales, 3), np.stack(noisy, axis=1).reshape(24, 100))
+
+    assert np.mean([one.is_emergent for one in alone]) < 0.5
+    assert np.mean([one.is_emergent for one in together]) > 0.8
+
+
+def test_an_entry_says_when_an_item_was_learned() -> None:
+    losses = np.concatenate(
+        [simulated_curves(kind, STEPS, 1, 0.0, seed=0) for kind in ("step", "flat")], axis=1
+    )
+
+    step, flat = emergence_of_cell(STEPS.astype(int), losses, ["a", "b"], ["task"] * 2)["items"]
+
+    assert step["is_learned"] and 0 < step["learning_step"] < STEPS[-1]
+    assert not flat["is_learned"] and flat["learning_step"] == pytest.approx(STEPS[-1])
+
+
+def test_falling_items_are_monogenic_or_polygenic() -> None:
+    losses = np.concatenate(
+        [simulated_curves(kind, STEPS, 3, 0.02, seed=0) for kind in ("step", "power", "flat")],
+        axis=1,
+    )
+    cell = emergence_of_cell(STEPS.astype(int), losses, list("abcdefghi"), ["task"] * 9)
+
+    summary = emergence_summary([("tell", cell)])["tell"]["task"]
+
+    assert summary["monogenic_share"] == summary["polygenic_share"] == 0.5
