@@ -14,6 +14,7 @@ import typer
 
 from flows.cell_commands import cell_app
 from flows.printing import duration, explained, print_json, print_table
+from flows.registry_commands import app as registry_app
 
 app = typer.Typer(
     add_completion=False,
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 
 app.add_typer(cell_app, name="cell")
+app.add_typer(registry_app)
 
 Spec = Annotated[Path, typer.Argument(help="The experiment's YAML.", show_default=False)]
 RunDirectory = Annotated[
@@ -68,12 +70,20 @@ def run(
     adaptive: Annotated[
         bool, typer.Option("--adaptive", help="Run only the cells that the answer needs.")
     ] = False,
+    runner: Annotated[
+        str, typer.Option(help="local, dask or ray; dask=ADDRESS for a cluster that runs already.")
+    ] = "local",
 ) -> None:
     """Run an experiment; a rerun does only what is missing."""
     from flows.launch import launch_experiment
 
     outcome = launch_experiment(
-        spec, settings or [], out, is_tracked=not no_track, is_adaptive=adaptive
+        spec,
+        settings or [],
+        out,
+        is_tracked=not no_track,
+        is_adaptive=adaptive,
+        runner=runner,
     )
     _print_answer(outcome)
 

@@ -31,7 +31,7 @@ class AnchoredModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defin
             ModelError: The base model found is not the one that was trained on.
         """
         config = context.model_config
-        trained = Path(context.artifacts["trained"])
+        trained, version = (Path(context.artifacts[name]) for name in ("trained", "version"))
         full = full_model(trained)
         base = load_model(
             str(full or config["base_model"]),
@@ -40,12 +40,12 @@ class AnchoredModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defin
             is_full=full is not None,
         )
         if full is None:
-            _check_base(base, read_json(Path(context.artifacts["report_card"]))["base_digest"])
+            _check_base(base, read_json(version / "report_card.json")["base_digest"])
         self.model = base.model if full else load_trained(base, trained)
         self.device = base.model.device
         self.precision = resolve_precision(config["dtype"], self.device, "full" if full else "lora")
         self.renderer = ChatRenderer(base.tokenizer, config["chat_template"])
-        self.anchor = Anchor.load(Path(context.artifacts["anchor"]))
+        self.anchor = Anchor.load(version / "anchor.json")
         self.arm = parse_arm(config["arm"])
         num_tokens = self.anchor.num_tokens if self.arm.task_anchor == "random" else 0
         self.random_text = random_anchor(base.tokenizer, num_tokens, config["anchor_seed"])

@@ -5,13 +5,16 @@ stage directories, in batches, after the work: tracking never stands in the way 
 """
 
 import json
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import mlflow
+import pyarrow.parquet as pq
 from filelock import FileLock
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
@@ -22,13 +25,31 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.stores import SQLITE, tracking_uri, without_password
 from tell_core.errors import InputError, TellError
-from tell_core.pipeline import CellOutcome, Stage, base_digest, renderer_of
+from tell_core.pipeline import CellOutcome, Stage, renderer_of
+from tell_core.registered import (
+    CARD_PAGE,
+    ITEMS_FILE,
+    VERSION_DIRECTORY,
+    VERSION_FORMAT,
+    write_version,
+)
+from tell_core.report_card import report_card
 from tell_core.results import FINAL_FILES, git_commit
 from tell_core.spec.model import ExperimentSpec
 from tell_core.store import explain_disk_errors, read_json, write_json
 
+logger = logging.getLogger(__name__)
+
 _RECORD = "tracking.json"
 _BATCH = 1000  # most metrics that one request to MLflow may carry
+_MAX_DESCRIPTION = 4900  # MLflow's file and SQL stores take 5000 characters
+_NUM_EXAMPLES = 2
+_ABOUT = (
+    "Each version: trained weights, anchor prompt and report card; not the base model, which is"
+    " checked by its digest. `challenger` is the last one registered; `champion` moves by"
+    " `tell promote` alone, when the paired lower bound on the same test items is above 0, or by"
+    " force with a reason."
+)
 _SERVED_MODEL = Path(__file__).with_name("served_model.py")
 _LIBRARY = Path(__file__).parent.parent / "tell_core"
 # What `tell_core` needs to load and ask a model.
@@ -38,13 +59,17 @@ _SERVED_WITH = (
 )
 
 
-def connect(root: Path) -> MlflowClient:
+def connect(root: Path, uri: str | None = None) -> MlflowClient:
     """A client of the tracking store; an SQLite store is created by one process only.
+
+    Args:
+        root: A run directory.
+        uri: The store, where it is not that of the run directory.
 
     Raises:
         InputError: The store cannot be reached.
     """
-    uri = tracking_uri(root)
+    uri = uri or tracking_uri(root)
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     try:
@@ -149,21 +174,24 @@ def register_best(
     name = f"{spec.name}-{spec.task.name}"
     identity = best.trained.fingerprint
     for known in _versions(client, name):
-        if known.tags.get("tell.train_fingerprint") == identity:
+        if _is_version_of(known.tags, identity):
             client.set_registered_model_alias(name, "challenger", known.version)
             return f"models:/{name}/{known.version}"
-    info = _log_model(spec, root, record["parent"], curated, best)
-    registered = mlflow.register_model(
-        info.model_uri,
-        name,
-        tags={
-            "tell.train_fingerprint": identity,
-            "tell.cell": best.cell.name,
-            "tell.dev_loss": f"{_dev_loss(best):.6f}",
-        },
-    )
+    info = _log_model(spec, root, record["parent"], curated, outcomes, best)
+    registered = mlflow.register_model(info.model_uri, name, tags=_version_tags(spec, root, best))
+    describe_version(client, name, str(registered.version), root / VERSION_DIRECTORY)
     client.set_registered_model_alias(name, "challenger", registered.version)
     return f"models:/{name}/{registered.version}"
+
+
+def describe_version(client: MlflowClient, name: str, version: str, directory: Path) -> None:
+    """Show the report card on the version's page, and on the model's what its versions are."""
+    card = (directory / CARD_PAGE).read_text(encoding="utf-8")
+    if len(card) > _MAX_DESCRIPTION:
+        whole_lines = card[:_MAX_DESCRIPTION].rpartition("\n")[0]
+        card = f"{whole_lines}\n\nThe rest stands in the artifact {VERSION_DIRECTORY}/{CARD_PAGE}."
+    client.update_model_version(name, version, description=card)
+    client.update_registered_model(name, description=_ABOUT)
 
 
 def run_url(record: Mapping[str, Any]) -> str | None:
@@ -180,13 +208,18 @@ def read_record(root: Path) -> dict[str, Any] | None:
     return dict(read_json(path)) if path.exists() else None
 
 
-def fail_experiment(root: Path) -> None:
-    """Mark the parent run as failed; when that fails too, the first failure is the one to tell."""
+def end_experiment(root: Path, status: Literal["FAILED", "KILLED"]) -> None:
+    """Mark a parent run that did not finish; when that fails too, the first failure is told.
+
+    A run that is marked as ended already is left as it is.
+    """
     try:
         if record := read_record(root):
-            connect(root).set_terminated(record["parent"], "FAILED")
+            client = connect(root)
+            if client.get_run(record["parent"]).info.status == "RUNNING":
+                client.set_terminated(record["parent"], status)
     except (TellError, MlflowException) as error:
-        get_run_logger().warning("the MLflow run could not be marked as failed: %s", error)
+        logger.warning("the MLflow run could not be marked as %s: %s", status, error)
 
 
 def _recorded(client: MlflowClient, record: Mapping[str, Any]) -> dict[tuple[str, str], str]:
@@ -326,6 +359,33 @@ def _log_leverage(client: MlflowClient, run_id: str, leverage: Mapping[str, Any]
     )
 
 
+def _is_version_of(tags: Mapping[str, str], identity: str) -> bool:
+    is_same = tags.get("tell.train_fingerprint") == identity
+    return is_same and tags.get("tell.version_format") == VERSION_FORMAT
+
+
+def _version_tags(spec: ExperimentSpec, root: Path, best: CellOutcome) -> dict[str, str]:
+    """What tells versions apart in a list."""
+    assert best.trained is not None
+    card_metric = spec.analysis.primary_metric
+    score = read_json(best.evaluated.path / "scores.json")[card_metric]["score"]
+    return {
+        "tell.train_fingerprint": best.trained.fingerprint,
+        "tell.version_format": VERSION_FORMAT,
+        "tell.experiment": spec.name,
+        "tell.cell": best.cell.name,
+        "tell.arm": best.cell.arm,
+        "tell.seed": str(best.cell.seed),
+        "tell.task_budget_tokens": str(best.cell.task_budget_tokens),
+        "tell.general_budget_tokens": str(best.cell.general_budget_tokens),
+        "tell.dev_loss": f"{_dev_loss(best):.6f}",
+        "tell.primary_metric": card_metric,
+        "tell.score": f"{score:.6g}",
+        "tell.git_commit": git_commit() or "unknown",
+        "tell.report": str(root.absolute() / "report.html"),
+    }
+
+
 def _uses_task(outcome: CellOutcome) -> bool:
     return outcome.cell.task_budget_tokens is not None
 
@@ -340,36 +400,42 @@ def _versions(client: MlflowClient, name: str) -> Sequence[Any]:
 
 
 def _log_model(
-    spec: ExperimentSpec, root: Path, parent: str, curated: Stage, best: CellOutcome
+    spec: ExperimentSpec,
+    root: Path,
+    parent: str,
+    curated: Stage,
+    outcomes: Sequence[CellOutcome],
+    best: CellOutcome,
 ) -> Any:
+    """Log weights and the files of the version; the input example is of the test set."""
     assert best.trained is not None
-    card = {
-        "experiment": spec.name,
-        "cell": best.cell.name,
-        "scores": read_json(best.evaluated.path / "scores.json"),
-        "ledger": read_json(best.mixed.path / "ledger.json"),
-        "leverage": read_json(root / "leverage.json"),
-        "base_model": spec.model.id,
-        "base_revision": spec.model.revision,
-        "base_digest": base_digest(spec.model.id, spec.model.revision),
-        "renderer_digest": renderer_of(spec).digest,
-    }
-    write_json(root / "report_card.json", card)
-    with mlflow.start_run(run_id=parent):
+    card, serving = report_card(spec, root, curated, outcomes, best), _serving_config(spec, best)
+    version = write_version(root, curated, outcomes, best, card, serving)
+    with mlflow.start_run(run_id=parent), without_advice():
         return mlflow.pyfunc.log_model(
             name="model",
             python_model=str(_SERVED_MODEL),
-            artifacts={
-                "trained": str(best.trained.path),
-                "anchor": str(curated.path / "anchor.json"),
-                "report_card": str(root / "report_card.json"),
-            },
+            artifacts={"trained": str(best.trained.path), VERSION_DIRECTORY: str(version)},
             code_paths=[str(_LIBRARY)],
-            model_config=_serving_config(spec, best),
+            model_config=serving,
             pip_requirements=[f"{name}=={installed(name)}" for name in _SERVED_WITH],
             signature=_signature(),
-            input_example={"prompt": ["…"]},
+            input_example={"prompt": _example_prompts(version / ITEMS_FILE)},
         )
+
+
+@contextmanager
+def without_advice() -> Iterator[None]:
+    """Mute MLflow's advice to annotate `predict`, which would make it drop our signature."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="(?s).*Add type hints", category=UserWarning)
+        yield
+
+
+def _example_prompts(items: Path) -> list[str]:
+    """Bare prompts of the first test items."""
+    table = pq.read_table(items, columns=["prompt"]).slice(0, _NUM_EXAMPLES)
+    return list(table["prompt"].to_pylist())
 
 
 def _serving_config(spec: ExperimentSpec, best: CellOutcome) -> dict[str, Any]:

@@ -148,7 +148,7 @@ class CurationSpec(Section):
     are not looked for."""
     seed: Seed = 0
     """Seed of the choice of held-out examples."""
-    max_memory_gb: PositiveFloat = 2.0
+    max_memory_gb: Annotated[float, Field(ge=0.2)] = 2.0
     """Memory of the data engine in gigabytes; what does not fit is written to the run directory and
     read again. Changes nothing in the result."""
 

@@ -74,7 +74,7 @@ def test_the_surface_is_frozen():
 
     assert surface == {
         "demo": ["--no-track", "--out"],
-        "run": ["--adaptive", "--no-track", "--out", "--set", "spec"],
+        "run": ["--adaptive", "--no-track", "--out", "--runner", "--set", "spec"],
         "plan": ["--hours", "--json", "--out", "--set", "spec"],
         "curate": ["--json", "--out", "--set", "spec"],
         "mix": ["--json", "--out", "--set", "spec"],
@@ -85,6 +85,9 @@ def test_the_surface_is_frozen():
         "status": ["--home", "--json"],
         "doctor": ["--json", "--out", "--set", "spec"],
         "fetch-model": ["--out", "--source"],
+        "promote": ["--force", "--json", "--reason", "--store", "name", "version"],
+        "predict": ["--base-model", "--column", "--input", "--output", "--store", "uri"],
+        "replay": ["--json", "--out", "--set", "--store", "uri"],
         "cell export": ["--json", "--out", "--set", "--tar", "--to", "--with-model", "source"],
         "cell run": ["--device", "--model", "--share", "--threads", "bundles"],
         "cell import": ["--json", "--out", "bundles"],
