@@ -7,6 +7,7 @@ stage directories, in batches, after the work: tracking never stands in the way 
 import json
 import logging
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version as installed
