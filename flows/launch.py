@@ -12,13 +12,14 @@ from typing import Any
 
 from flows.demo_files import demo_settings, demo_spec
 from flows.local_server import prefect_server
+from flows.runners import LOCAL, check_runner
 from tasks.stores import SQLITE, tracking_uri
 from tell_core.analysis.adaptive import contest
 from tell_core.analysis.sentences import forecast_sentences
 from tell_core.analysis.summary import FORECAST_FILE, verdict_sentence
 from tell_core.demo import find_world
 from tell_core.doctor import Check, Sample, check_environment, check_experiment
-from tell_core.pipeline import curate_stage, mix_stage
+from tell_core.pipeline import CORPUS_PAGE, curate_stage, mix_stage
 from tell_core.plan import make_plan, plan_rows
 from tell_core.planner import Design, designs
 from tell_core.results import default_root, is_finished, open_run, sole_owner, source_rows
@@ -35,8 +36,10 @@ def launch_experiment(
     *,
     is_tracked: bool,
     is_adaptive: bool,
+    runner: str = LOCAL,
 ) -> dict[str, Any]:
     """Run an experiment, or find that it is finished; returns the answer and where things are."""
+    check_runner(runner)
     spec, root = _open(spec_file, settings, out)
     if is_adaptive:
         contest(spec)  # says what is missing before a server is started
@@ -47,7 +50,12 @@ def launch_experiment(
 
             begin()
             run_experiment(
-                spec_file.absolute(), list(settings), root.absolute(), is_tracked, is_adaptive
+                spec_file.absolute(),
+                list(settings),
+                root.absolute(),
+                is_tracked,
+                is_adaptive,
+                runner,
             )
     return _outcome(root)
 
@@ -127,7 +135,11 @@ def curate_experiment(spec_file: Path, settings: Sequence[str], out: Path | None
     spec, root = _open(spec_file, settings, out)
     with sole_owner(root):
         curated = curate_stage(spec, root)
-    return {"directory": str(curated.path), "sources": source_rows(curated.path)}
+    return {
+        "directory": str(curated.path),
+        "profile": str(curated.path / CORPUS_PAGE),
+        "sources": source_rows(curated.path),
+    }
 
 
 def mix_experiment(

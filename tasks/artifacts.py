@@ -15,7 +15,7 @@ from prefect.artifacts import (
 from prefect.cache_policies import NO_CACHE
 
 from tell_core.analysis.summary import verdict_sentence
-from tell_core.pipeline import Stage
+from tell_core.pipeline import CORPUS_PAGE, Stage
 from tell_core.plan import Plan, plan_rows
 from tell_core.results import SCORES_SQL, query, source_rows
 from tell_core.store import read_json
@@ -29,9 +29,11 @@ def show_plan(plan: Plan) -> None:
 
 @task(name="show curation", task_run_name="show curation", cache_policy=NO_CACHE)
 def show_curation(curated: Stage) -> None:
-    """What was read, kept and set aside, by source and reason."""
+    """What was read, kept and set aside, by source and reason, and where to look at it."""
     rows = source_rows(curated.path)
     create_table_artifact(key="curation", table=rows, description="Sources and rejects")
+    page = (curated.path / CORPUS_PAGE).absolute()
+    create_link_artifact(key="corpus", link=page.as_uri(), link_text=f"The corpus: {page}")
 
 
 @task(name="show results", task_run_name="show results", cache_policy=NO_CACHE)

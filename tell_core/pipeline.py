@@ -32,6 +32,7 @@ from tell_core.training.loop import train_cell
 from tell_core.training.models import context_tokens, load_tokenizer, model_digest, resolve_model
 from tell_core.training.trainer import DivergedError
 
+CORPUS_PAGE = "corpus.html"
 # Raised by hand when a change of code changes what a stage puts out.
 STAGE_VERSIONS = {"curate": 4, "mix": 4, "train": 1, "evaluate": 2, "analyse": 1, "report": 1}
 # Which items there are belongs to the mix stage; how many side by side, and where files lie,
@@ -113,9 +114,14 @@ def curate_stage(spec: ExperimentSpec, root: Path, on_progress: Progress | None 
         spec.task.dev_examples,
         renderer.digest,
     )
-    return _stage(
-        root, "curate", identity, lambda out: curate(spec, renderer.tokenizer, out, on_progress)
-    )
+
+    def work(out: Path) -> None:
+        from tell_core.report.corpus_page import write_corpus_page  # draws, so it loads much
+
+        curate(spec, renderer.tokenizer, out, on_progress)
+        write_corpus_page(out, out / CORPUS_PAGE, identity)
+
+    return _stage(root, "curate", identity, work)
 
 
 def check_references_of(spec: ExperimentSpec, curated: Stage) -> None:

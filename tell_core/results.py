@@ -439,13 +439,23 @@ def run_identity(spec: ExperimentSpec, *, is_adaptive: bool = False) -> str:
     )
 
 
+def _decision(source: Mapping[str, Any]) -> str:
+    """The format of a source, whether it was found or given, and which column is what."""
+    columns = ", ".join(
+        ours if ours == theirs else f"{ours} = {theirs}"
+        for ours, theirs in source["columns"].items()
+    )
+    how = "found" if source["format_given"] == "auto" else "given"
+    return f"{source['format']} ({how}: {columns})"
+
+
 def source_rows(curated: Path) -> list[dict[str, Any]]:
     """One row per source for a table: what was read, kept and set aside."""
     return [
         {
             "source": source["name"],
             "role": source["role"],
-            "format": source["format"],
+            "format": _decision(source),
             "read": source["num_read"],
             "kept": source["num_kept"],
             "tokens": source["num_tokens"],

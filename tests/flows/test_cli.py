@@ -76,7 +76,7 @@ def test_the_surface_is_frozen():
         "demo": ["--no-track", "--out"],
         "run": ["--adaptive", "--no-track", "--out", "--runner", "--set", "spec"],
         "plan": ["--hours", "--json", "--out", "--set", "spec"],
-        "curate": ["--json", "--out", "--set", "spec"],
+        "curate": ["--json", "--out", "--set", "--show", "spec"],
         "mix": ["--json", "--out", "--set", "spec"],
         "results": ["--json", "--sql", "directory"],
         "report": ["directory"],
@@ -141,6 +141,45 @@ def test_curate_lists_what_was_kept(spec: Path, tmp_path: Path):
 
     assert result.exit_code == 0
     assert all(row["read"] >= row["kept"] > 0 for row in json.loads(result.stdout)["sources"])
+
+
+def test_curate_writes_a_page_to_look_at_the_corpus(spec: Path, tmp_path: Path):
+    result = call("curate", spec, "--out", tmp_path / "run", "--json")
+
+    page = Path(json.loads(result.stdout)["profile"])
+    assert "Tell corpus" in page.read_text(encoding="utf-8")
+
+
+def test_curate_says_which_format_it_found(spec: Path, tmp_path: Path):
+    result = call("curate", spec, "--out", tmp_path / "run")
+
+    assert "prompt_response (found: prompt, response)" in said(result)
+
+
+@pytest.mark.parametrize("kind", ["rejects", "duplicates", "overlap"])
+def test_curate_shows_evidence_row_by_row(spec: Path, tmp_path: Path, tiny_world: Path, kind: str):
+    general = (tiny_world / "general.jsonl").read_text().splitlines()
+    test = json.loads((tiny_world / "task_test.jsonl").read_text().splitlines()[0])
+    rows = [json.loads(line) for line in general]
+    leaking = write_lines(tmp_path / "leaking.jsonl", [*rows, rows[0], test])
+    arguments = ("curate", spec, "--out", tmp_path / "run", "--set", f"general=[{leaking}]")
+
+    shown = call(*arguments, "--show", kind)
+    rows = json.loads(call(*arguments, "--show", kind, "--json").stdout)
+
+    last = rows[-1]
+    assert shown.exit_code == 0
+    assert f"leaking.jsonl, line {last['line']}" in said(shown)
+    assert len(last["text"]) > 0
+    assert {"duplicates": "kept_text", "overlap": "matched_text", "rejects": "detail"}[kind] in last
+
+
+def test_unknown_evidence_is_refused_before_any_work(spec: Path, tmp_path: Path):
+    result = call("curate", spec, "--out", tmp_path / "run", "--show", "all")
+
+    assert result.exit_code == 2
+    assert "--show takes rejects, duplicates, overlap" in said(result)
+    assert not (tmp_path / "run").exists()
 
 
 BAD_SPECS = {

@@ -1,0 +1,49 @@
+"""What `tell curate --show` prints: rejects, duplicates or overlap, row by row with texts."""
+
+from pathlib import Path
+from typing import Any
+
+from flows.printing import print_json, print_table
+from tell_core.data.evidence import EVIDENCE_KINDS, evidence_rows
+from tell_core.errors import InputError
+
+SHOWN_ROWS = 50
+_TEXT_CHARACTERS = 160
+_TEXTS = ("text", "kept_text", "matched_text")
+
+
+def require_evidence_kind(kind: str | None) -> None:
+    """Refuse an unknown kind before any work is done.
+
+    Raises:
+        InputError: ``kind`` is given and is none of rejects, duplicates and overlap.
+    """
+    if kind is not None and kind not in EVIDENCE_KINDS:
+        raise InputError(f"--show takes {', '.join(EVIDENCE_KINDS)}; given was {kind!r}")
+
+
+def print_evidence(curated: Path, kind: str, *, as_json: bool) -> None:
+    """Print the first 50 rows, texts clipped; as JSON all rows with their texts as stored."""
+    rows, num_rows = evidence_rows(curated, kind, None if as_json else SHOWN_ROWS)
+    if as_json:
+        print_json(rows)
+        return
+    if not rows:
+        print(f"no {kind}")
+        return
+    print_table([_shown(row) for row in rows])
+    if num_rows > len(rows):
+        print(f"{len(rows)} of {num_rows:,} rows; --json gives all, with their whole texts")
+
+
+def _shown(row: dict[str, Any]) -> dict[str, Any]:
+    """A row for the console: file and line in one, texts on one line each."""
+    place = {"place": f"{Path(row['file']).name}, line {row['line']}"}
+    rest = {name: value for name, value in row.items() if name not in ("file", "line")}
+    texts = {name: _on_one_line(row[name]) for name in _TEXTS if name in row}
+    return place | rest | texts
+
+
+def _on_one_line(text: str | None) -> str:
+    flat = " ".join((text or "").split())
+    return flat if len(flat) <= _TEXT_CHARACTERS else f"{flat[:_TEXT_CHARACTERS]} …"
