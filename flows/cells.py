@@ -1,4 +1,4 @@
-"""The flow of the cells: tuning first, then every cell, side by side in lanes."""
+"""The flow of the cells: tuning first, then every cell, side by side."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -6,13 +6,13 @@ from typing import Any, TypeVar
 from prefect import flow
 from prefect.exceptions import TerminationSignal
 from prefect.futures import PrefectFuture
-from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from tasks.progress import announce_total
+from flows.runners import LOCAL, open_runner
+from tasks.progress import DONE, announce, announce_total
 from tasks.stages import choose_round, run_cell, tune_arm
 from tell_core.analysis.adaptive import Round, contest
 from tell_core.errors import TellError
-from tell_core.lanes import num_lanes, open_lanes, stop_lanes
+from tell_core.lanes import stop_lanes
 from tell_core.pipeline import CellOutcome, Stage
 from tell_core.spec.cells import plan_cells, tuning_cells
 from tell_core.spec.model import ExperimentSpec
@@ -21,46 +21,74 @@ T = TypeVar("T")
 
 
 def run_cells(
-    spec: ExperimentSpec, curated: Stage, *, is_adaptive: bool
+    spec: ExperimentSpec, curated: Stage, *, is_adaptive: bool, runner: str = LOCAL
 ) -> tuple[list[CellOutcome], dict[str, Any], list[Round]]:
-    """Tune each arm, then mix, train and evaluate the cells, as many at once as there are lanes.
+    """Tune each arm, then mix, train and evaluate the cells, one at a time on each worker.
 
     Args:
         spec: The experiment.
         curated: Its data.
         is_adaptive: Run only the cells that the answer needs, in rounds; else all in one round.
+        runner: Where they are computed, see `flows.runners`.
 
     Returns:
         The outcome of every cell, the tuning table by arm, and the rounds.
     """
-    lanes = num_lanes(spec.training.threads, spec.training.device)
-    with open_lanes(lanes):
-        runner: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=lanes)
-        return cells_flow.with_options(task_runner=runner)(spec, curated, is_adaptive)
+    with open_runner(runner, spec.training) as opened:
+        is_remote = runner != LOCAL
+        return cells_flow.with_options(task_runner=opened)(spec, curated, is_adaptive, is_remote)
 
 
 @flow(name="cells", flow_run_name="cells · {spec.name}", validate_parameters=False)
 def cells_flow(
-    spec: ExperimentSpec, curated: Stage, is_adaptive: bool
+    spec: ExperimentSpec, curated: Stage, is_adaptive: bool, is_remote: bool = False
 ) -> tuple[list[CellOutcome], dict[str, Any], list[Round]]:
     """Submit the tuning of every arm, wait, then submit the cells, round by round."""
+    told = _announced if is_remote else _as_it_is
     compared = contest(spec) if is_adaptive else spec
     comparisons = tuning_cells(compared)
     rounds: list[Round] = []
     outcomes: list[CellOutcome] = []
     try:
         announce_total(len(comparisons) + (0 if is_adaptive else len(plan_cells(spec))))
-        tables = gather([tune_arm.submit(spec, cell, curated) for cell in comparisons])
+        tables = gather(
+            [
+                told(tune_arm.submit(spec, cell, curated), f"tuning · {cell.label}")
+                for cell in comparisons
+            ]
+        )
         tuning = {cell.arm: table for cell, table in zip(comparisons, tables, strict=True)}
         while step := _next(compared, outcomes, is_adaptive=is_adaptive):
             rounds.append(step)
             announce_total(sum(len(step.cells) for step in rounds) + len(comparisons))
-            outcomes += gather([run_cell.submit(spec, c, curated, tuning) for c in step.cells])
+            outcomes += gather(
+                [
+                    told(run_cell.submit(spec, cell, curated, tuning), cell.label)
+                    for cell in step.cells
+                ]
+            )
     except (KeyboardInterrupt, TerminationSignal):
         # Before the task runner joins its threads, which wait for the lanes.
         stop_lanes()
         raise
     return outcomes, tuning, rounds
+
+
+def _announced(future: PrefectFuture[T], label: str) -> PrefectFuture[T]:
+    """Tell the listeners here when a worker elsewhere, which has none, is done."""
+
+    def tell(done: PrefectFuture[T]) -> None:
+        done.wait(timeout=0)
+        if done.state.is_completed():
+            announce(label, DONE, 1, 1)
+
+    future.add_done_callback(tell)
+    return future
+
+
+def _as_it_is(future: PrefectFuture[T], _: str) -> PrefectFuture[T]:
+    """A task that runs here tells the listeners itself."""
+    return future
 
 
 def _next(

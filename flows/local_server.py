@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 
 from tell_core.errors import TellError
+from tell_core.results import sole_owner
 
 _START_SECONDS = 180.0
 _STOP_SECONDS = 10.0
@@ -34,11 +35,20 @@ def prefect_server(home: Path) -> Iterator[Callable[[], None]]:
 
     Yields:
         A function that waits until the server answers; it raises TellError when it does not.
+
+    Raises:
+        StoreError: Another run has a server on this database.
     """
     if os.environ.get("PREFECT_API_URL"):
         yield lambda: None
         return
     home.mkdir(parents=True, exist_ok=True)
+    with sole_owner(home):
+        yield from _private_server(home)
+
+
+def _private_server(home: Path) -> Iterator[Callable[[], None]]:
+    """The private server, two of which must never share a database."""
     log = home / "server.log"
     process, address = _start(home, log)
     os.environ |= {"PREFECT_API_URL": address, "PREFECT_HOME": str(home.absolute())}

@@ -1,0 +1,93 @@
+"""Cells on clusters: the same results as on this machine."""
+
+import importlib.util
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from prefect.testing.utilities import prefect_test_harness
+
+from flows.experiment import run_experiment
+from flows.runners import check_runner
+from tell_core.errors import InputError
+from tell_core.store import read_json
+from tests.fixtures.tiny import write_tiny_spec
+
+SMALL = {
+    "arms": ["base", "sft", "tell"],
+    "budgets": {"task_tokens": [200, 400], "general_tokens": 800},
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("local", ("local", None)),
+        ("dask", ("dask", None)),
+        ("dask=tcp://10.0.0.1:8786", ("dask", "tcp://10.0.0.1:8786")),
+        ("ray=auto", ("ray", "auto")),
+    ],
+)
+def test_a_runner_is_its_kind_and_perhaps_an_address(
+    given: str, expected: tuple[str, str | None], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
+
+    assert check_runner(given) == expected
+
+
+@pytest.mark.parametrize("given", ["slurm", "", "local=here", "Dask"])
+def test_an_unknown_runner_is_refused(given: str):
+    with pytest.raises(InputError, match="local, dask and ray"):
+        check_runner(given)
+
+
+@pytest.mark.parametrize("kind", ["dask", "ray"])
+def test_a_runner_that_is_not_installed_names_its_extra(kind: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+
+    with pytest.raises(InputError, match=rf"pip install 'tell\[{kind}\]'"):
+        check_runner(kind)
+
+
+@pytest.fixture(scope="module")
+def harness():
+    with prefect_test_harness(server_startup_timeout=180):
+        yield
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory, tiny_world: Path) -> Path:
+    return write_tiny_spec(tmp_path_factory.mktemp("spec") / "spec.yaml", tiny_world, **SMALL)
+
+
+@pytest.fixture(scope="module")
+def local(harness: None, spec: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("local") / "run"
+    run_experiment(spec, [], root, False)
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("runner", ["dask", "ray"])
+def test_a_cluster_gives_the_results_of_this_machine(
+    runner: str, local: Path, spec: Path, tmp_path: Path
+):
+    pytest.importorskip(f"prefect_{runner}")
+
+    run_experiment(spec, [], tmp_path, False, False, runner)
+
+    columns = ["cell", "metric", "score", "task_tokens", "steps"]
+    ours, theirs = (
+        pq.read_table(root / "results.parquet", columns=columns) for root in (tmp_path, local)
+    )
+    assert ours.equals(theirs)
+    manifests = [read_json(root / "manifest.json") for root in (tmp_path, local)]
+    assert manifests[0]["cells"] == manifests[1]["cells"]
+    assert manifests[0]["tuning"] == manifests[1]["tuning"]
+    for cell in manifests[0]["cells"].values():
+        paths = [
+            root / "stages" / cell["evaluate"] / "predictions.jsonl" for root in (tmp_path, local)
+        ]
+        assert paths[0].read_bytes() == paths[1].read_bytes()
