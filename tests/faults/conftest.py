@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.whole_run import run_whole
 from tests.fixtures.tiny import write_tiny_spec
 
 HERE = Path(__file__).parent
@@ -25,3 +26,11 @@ def drill_spec(tmp_path_factory: pytest.TempPathFactory, tiny_world: Path) -> Pa
         budgets={"task_tokens": [200, 400]},
         training={"epochs": 4, "checkpoint_seconds": 0.001},
     )
+
+
+@pytest.fixture(scope="session")
+def unbroken(drill_spec: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of that experiment when nothing disturbs it; leave it as it is."""
+    root = tmp_path_factory.mktemp("unbroken") / "tiny"
+    run_whole(drill_spec, root)
+    return root

@@ -34,13 +34,6 @@ def empty(_content: bytes) -> bytes:
 DAMAGES = (flip, truncate, empty)
 
 
-@pytest.fixture(scope="module")
-def finished(drill_spec: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("finished") / "tiny"
-    run_whole(drill_spec, root)
-    return root
-
-
 def kinds(root: Path) -> dict[str, Path]:
     """One file of every kind that stages put out, by stage and name."""
     return {
@@ -51,24 +44,24 @@ def kinds(root: Path) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_to_any_kind_of_stage_output_is_noticed(damage: Damage, finished: Path):
+def test_damage_to_any_kind_of_stage_output_is_noticed(damage: Damage, unbroken: Path):
     unnoticed = []
-    for kind, path in kinds(finished).items():
+    for kind, path in kinds(unbroken).items():
         content = path.read_bytes()
         path.write_bytes(damage(content))
-        directory = finished / "stages" / path.relative_to(finished / "stages").parts[0]
+        directory = unbroken / "stages" / path.relative_to(unbroken / "stages").parts[0]
         stage, _, fingerprint = directory.name.rpartition("-")
         # A flipped bit within the marker's own text may leave it true: its time of writing.
-        if find_stage(finished, stage, fingerprint) and path.name != MARKER:
+        if find_stage(unbroken, stage, fingerprint) and path.name != MARKER:
             unnoticed.append(kind)
         path.write_bytes(content)
 
     assert unnoticed == []
 
 
-def test_a_mixture_whose_token_store_is_damaged_is_not_used(finished: Path):
-    stores = sorted((finished / "stages").glob("tokens-*/*.arrow"))
-    mixed = [path.parent for path in (finished / "stages").glob("mix-*/mixture_index.safetensors")]
+def test_a_mixture_whose_token_store_is_damaged_is_not_used(unbroken: Path):
+    stores = sorted((unbroken / "stages").glob("tokens-*/*.arrow"))
+    mixed = [path.parent for path in (unbroken / "stages").glob("mix-*/mixture_index.safetensors")]
     contents = {path: path.read_bytes() for path in stores}
     for path, content in contents.items():
         path.write_bytes(flip(content))
@@ -83,11 +76,11 @@ def test_a_mixture_whose_token_store_is_damaged_is_not_used(finished: Path):
 
 @pytest.mark.parametrize("damage", [flip, truncate])
 def test_a_rerun_makes_damaged_stages_anew_with_the_same_bits(
-    damage: Damage, finished: Path, drill_spec: Path, tmp_path: Path
+    damage: Damage, unbroken: Path, drill_spec: Path, tmp_path: Path
 ):
-    before = outputs(finished)
+    before = outputs(unbroken)
     root = tmp_path / "tiny"
-    shutil.copytree(finished, root)
+    shutil.copytree(unbroken, root)
     for path in kinds(root).values():
         path.write_bytes(damage(path.read_bytes()))
 
@@ -97,10 +90,10 @@ def test_a_rerun_makes_damaged_stages_anew_with_the_same_bits(
 
 
 def test_without_its_marker_a_stage_does_not_count(
-    finished: Path, drill_spec: Path, tmp_path: Path
+    unbroken: Path, drill_spec: Path, tmp_path: Path
 ):
     root = tmp_path / "tiny"
-    shutil.copytree(finished, root)
+    shutil.copytree(unbroken, root)
     for marker in root.glob(f"stages/curate-*/{MARKER}"):
         marker.unlink()
 

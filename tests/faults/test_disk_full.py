@@ -29,17 +29,11 @@ except StoreError as error:
 """
 
 
-@pytest.fixture(scope="module")
-def unbroken(drill_spec: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("unbroken") / "tiny"
-    run_whole(drill_spec, root)
-    return root
-
-
 def largest(root: Path, pattern: str) -> int:
     return max(path.stat().st_size for path in root.glob(pattern) if path.is_file())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("struck", "limit"),
     [

@@ -5,7 +5,6 @@ import time
 from contextlib import suppress
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -13,17 +12,6 @@ import pytest
 from tests.faults.whole_run import differences, outputs, start_whole
 
 _MEAN_SECONDS = 0.7  # CPU time between kills, a tenth of what the experiment takes
-_PATIENCE_SECONDS = 240.0
-
-
-@pytest.fixture(scope="module")
-def unbroken(drill_spec: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the experiment puts out when nothing disturbs it."""
-    root = tmp_path_factory.mktemp("unbroken") / "tiny"
-    process = start_whole(drill_spec, root)
-    process.join(_PATIENCE_SECONDS)
-    assert process.exitcode == 0
-    return outputs(root)
 
 
 def wait_for_work(process: ForkServerProcess, cpu_seconds: float) -> None:
@@ -56,7 +44,7 @@ def kill_until_finished(spec: Path, root: Path, moments: random.Random) -> int:
     "num_kills", [5, pytest.param(60, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
 )
 def test_killed_at_random_moments_a_run_comes_to_the_same_bits(
-    num_kills: int, drill_spec: Path, unbroken: dict[str, Any], tmp_path: Path
+    num_kills: int, drill_spec: Path, unbroken: Path, tmp_path: Path
 ):
     moments = random.Random(7)
     killed = 0
@@ -64,5 +52,5 @@ def test_killed_at_random_moments_a_run_comes_to_the_same_bits(
         root = tmp_path / f"run-{killed}"
         killed += kill_until_finished(drill_spec, root, moments)
 
-        assert differences(outputs(root), unbroken) == []
+        assert differences(outputs(root), outputs(unbroken)) == []
         assert not list(root.glob("stages/*.partial"))

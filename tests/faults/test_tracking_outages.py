@@ -1,0 +1,166 @@
+"""MLflow away for a while, for good, answering 500, its SQLite locked: no result depends on it."""
+
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import mlflow
+import pytest
+from mlflow.exceptions import MlflowException
+from prefect.testing.utilities import prefect_test_harness
+
+from flows import experiment
+from flows.experiment import run_experiment
+from tasks.tracking import read_record
+from tell_core.errors import InputError
+from tell_core.store import read_json
+from tests.faults.outages import Line, Mode, line_to
+from tests.flows.test_services import free_port
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def harness() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=180):
+        yield
+
+
+@pytest.fixture(scope="module")
+def mlflow_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """An MLflow server, as `tell up` starts it."""
+    home, port = tmp_path_factory.mktemp("mlflow"), free_port()
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"),
+            *("--port", str(port), "--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}"),
+            *("--artifacts-destination", str(home / "artifacts")),
+        ]
+    )
+    while True:
+        try:
+            assert httpx.get(f"http://127.0.0.1:{port}/health", timeout=5.0).is_success
+            break
+        except httpx.HTTPError:
+            assert process.poll() is None
+            time.sleep(0.3)
+    yield port
+    process.terminate()
+    process.wait(20)
+
+
+@pytest.fixture
+def line(mlflow_port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
+    """The way to that server, which tests cut; clients give up as early as `tell` lets them."""
+    with line_to(mlflow_port) as line:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", line.address)
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+        yield line
+
+
+@pytest.fixture
+def root(unbroken: Path, tmp_path: Path) -> Path:
+    """A run directory with every stage finished, so that only the recording is left."""
+    shutil.copytree(unbroken, tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+def at_the_report(monkeypatch: pytest.MonkeyPatch, strike: Callable[[], None]) -> None:
+    """Let something happen when all is trained and nothing but the parent run is recorded."""
+    draw = experiment.report
+
+    def report(root: Path) -> Any:
+        drawn = draw(root)
+        strike()
+        return drawn
+
+    monkeypatch.setattr(experiment, "report", report)
+
+
+def finished_children(root: Path) -> list[str]:
+    record = read_record(root)
+    assert record is not None
+    client = mlflow.MlflowClient(record["uri"])
+    children = client.search_runs(
+        [record["experiment_id"]],
+        f"tags.mlflow.parentRunId = '{record['parent']}' and attributes.status = 'FINISHED'",
+    )
+    return sorted(run.info.run_name for run in children)
+
+
+def cells(root: Path) -> list[str]:
+    return sorted(read_json(root / "manifest.json")["cells"])
+
+
+def test_away_for_a_minute_costs_a_minute_and_nothing_else(
+    harness: None, line: Line, root: Path, drill_spec: Path, monkeypatch: pytest.MonkeyPatch
+):
+    at_the_report(monkeypatch, lambda: line.turn_for("away", 60.0))
+
+    try:
+        run_experiment(drill_spec, [], root, True)
+    except (MlflowException, InputError):
+        monkeypatch.undo()
+        pytest.fail("the run gave up before the server was back")
+
+    assert line.num_refused > 0
+    assert finished_children(root) == cells(root)
+
+
+@pytest.mark.parametrize("mode", ["away", "answering 500"])
+def test_gone_for_good_leaves_results_and_report_and_a_rerun_records_each_cell_once(
+    mode: Mode, harness: None, line: Line, root: Path, drill_spec: Path, monkeypatch
+):
+    at_the_report(monkeypatch, lambda: line.turn(mode))
+
+    with pytest.raises(InputError, match="cannot be used"):
+        run_experiment(drill_spec, [], root, True)
+    left = {name: (root / name).is_file() for name in ("results.parquet", "report.html")}
+    is_sealed = (root / "finished.json").exists()
+    line.turn("passing")
+    monkeypatch.setattr(experiment, "report", lambda root: None)
+    run_experiment(drill_spec, [], root, True)
+
+    assert left == {"results.parquet": True, "report.html": True}
+    assert not is_sealed
+    assert (root / "finished.json").exists()
+    assert finished_children(root) == cells(root)
+
+
+def test_cut_in_the_middle_of_recording_no_cell_is_recorded_twice(
+    harness: None, line: Line, root: Path, drill_spec: Path, monkeypatch: pytest.MonkeyPatch
+):
+    at_the_report(monkeypatch, lambda: threading.Timer(1.5, line.turn_for, ("away", 2.0)).start())
+
+    run_experiment(drill_spec, [], root, True)
+
+    assert finished_children(root) == cells(root)
+
+
+def test_a_locked_sqlite_store_is_waited_for(
+    harness: None, root: Path, drill_spec: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def hold(seconds: float) -> None:
+        with sqlite3.connect(root.parent / "mlflow.db") as other:
+            other.execute("begin exclusive")
+            time.sleep(seconds)
+            other.rollback()
+
+    def lock() -> None:
+        threading.Thread(target=hold, args=(15.0,)).start()
+        time.sleep(0.5)
+
+    at_the_report(monkeypatch, lock)
+
+    run_experiment(drill_spec, [], root, True)
+
+    assert finished_children(root) == cells(root)
