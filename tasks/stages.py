@@ -33,12 +33,14 @@ T = TypeVar("T")
 
 @task(name="curate", task_run_name="curate", cache_policy=NO_CACHE)
 def curate(spec: ExperimentSpec, root: Path) -> Stage | State[Stage]:
-    """Read, clean and count every source."""
+    """Read, clean and count every source; take gradients when an arm selects by them."""
 
     def on_progress(phase: str, done: int, total: int) -> None:
         announce("curate", phase, done, total)
 
     stage = pipeline.curate_stage(spec, root, on_progress)
+    if any(parse_arm(name).selection == "alignment" for name in spec.arms):
+        pipeline.gradients_stage(spec, stage, on_progress)
     announce("curate", ENDED, 1, 1)
     for source in read_json(stage.path / "profile.json")["sources"]:
         get_run_logger().info(

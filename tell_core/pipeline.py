@@ -34,7 +34,15 @@ from tell_core.training.trainer import DivergedError
 
 CORPUS_PAGE = "corpus.html"
 # Raised by hand when a change of code changes what a stage puts out.
-STAGE_VERSIONS = {"curate": 4, "mix": 4, "train": 1, "evaluate": 2, "analyse": 1, "report": 1}
+STAGE_VERSIONS = {
+    "curate": 4,
+    "gradients": 1,
+    "mix": 4,
+    "train": 1,
+    "evaluate": 2,
+    "analyse": 1,
+    "report": 1,
+}
 # Which items there are belongs to the mix stage; how many side by side, and where files lie,
 # changes no answer.
 _NOT_SCORING: Any = {
@@ -146,9 +154,39 @@ def check_references_of(spec: ExperimentSpec, curated: Stage) -> None:
     check_references(rows, spec.evaluation)
 
 
+def gradients_stage(
+    spec: ExperimentSpec, curated: Stage, on_progress: Progress | None = None
+) -> Stage:
+    """Project the gradients of task and general examples on the base model, once for all cells."""
+    model = spec.model
+    identity = _fingerprint("gradients", curated.fingerprint, base_digest(model.id, model.revision))
+
+    def work(out: Path) -> None:
+        from tell_core.alignment import write_gradients  # few experiments need it
+
+        write_gradients(
+            model.id,
+            curated.path,
+            renderer_of(spec),
+            out,
+            revision=model.revision,
+            device=spec.training.device,
+            on_progress=on_progress,
+        )
+
+    return _stage(curated.root, "gradients", identity, work)
+
+
+def gradients_for(spec: ExperimentSpec, cell: Cell, curated: Stage) -> Stage | None:
+    """The gradients that a cell selects its general data by, or None when it needs none."""
+    is_aligned = parse_arm(cell.arm).selection == "alignment"
+    return gradients_stage(spec, curated) if is_aligned else None
+
+
 def mix_stage(spec: ExperimentSpec, cell: Cell, curated: Stage) -> Stage:
     """Draw a cell's budgets and lay out its mixture, test items and probe set."""
     evaluation = spec.evaluation
+    selected = gradients_for(spec, cell, curated)
     identity = _fingerprint(
         "mix",
         curated.fingerprint,
@@ -158,13 +196,20 @@ def mix_stage(spec: ExperimentSpec, cell: Cell, curated: Stage) -> Stage:
         evaluation.num_shots if parse_arm(cell.arm).has_shots else None,
         {source.name: source.weight for source in spec.general},
         [spec.budgets.unit, spec.budgets.stratify_by],
+        *([selected.fingerprint] if selected else []),
     )
     return _stage(
         curated.root,
         "mix",
         identity,
         lambda out: build_cell_inputs(
-            spec, cell, curated.path, renderer_of(spec), out, context_tokens=context_of(spec)
+            spec,
+            cell,
+            curated.path,
+            renderer_of(spec),
+            out,
+            context_tokens=context_of(spec),
+            gradients=selected.path if selected else None,
         ),
         is_usable=has_stores,
     )

@@ -12,7 +12,14 @@ from tell_core.cost import Cost, estimate_cost, num_parameters
 from tell_core.data.mixtures import plan_cell
 from tell_core.data.pools import open_pools
 from tell_core.evaluation.metrics import build_metrics
-from tell_core.pipeline import Stage, check_references_of, context_of, renderer_of, settled
+from tell_core.pipeline import (
+    Stage,
+    check_references_of,
+    context_of,
+    gradients_for,
+    renderer_of,
+    settled,
+)
 from tell_core.spec.arms import parse_arm
 from tell_core.spec.cells import Cell, plan_cells, tuning_cells
 from tell_core.spec.model import ExperimentSpec
@@ -164,7 +171,11 @@ def plan_rows(plan: Plan) -> list[dict[str, Any]]:
 
 
 def _plan(spec: ExperimentSpec, cell: Cell, curated: Stage) -> CellPlan:
-    ledger = plan_cell(spec, cell, curated.path, renderer_of(spec), context_of(spec))
+    gradients = gradients_for(spec, cell, curated)
+    ledger = plan_cell(
+        spec, cell, curated.path, renderer_of(spec), context_of(spec),
+        gradients.path if gradients else None,
+    )  # fmt: skip
     return CellPlan(cell, ledger, int(parse_arm(cell.arm).is_trained), is_tuning=False)
 
 

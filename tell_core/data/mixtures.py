@@ -7,7 +7,7 @@ shown before a run is the ledger of the run.
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +28,7 @@ from tell_core.data.orders import build_order, num_passes, repeated_order, shuff
 from tell_core.data.pools import Look, Pools, open_pools
 from tell_core.data.rendering import ChatRenderer, label_mask_pieces
 from tell_core.data.seeding import choose_rows
-from tell_core.data.selection import diverse_orders, select_in_orders
+from tell_core.data.selection import aligned_orders, diverse_orders, select_in_orders
 from tell_core.data.token_store import INDEX_FILE, MixtureIndex
 from tell_core.errors import DataError
 from tell_core.spec.arms import Arm, parse_arm
@@ -49,6 +49,7 @@ def plan_cell(
     curated: Path,
     renderer: ChatRenderer,
     context_tokens: int | None = None,
+    gradients: Path | None = None,
 ) -> Ledger:
     """The token ledger of a cell, exactly, without writing anything.
 
@@ -60,6 +61,7 @@ def plan_cell(
         curated: Directory written by `curate`.
         renderer: Renderer of the base model.
         context_tokens: Longest sequence the base model takes; None leaves it unchecked.
+        gradients: Directory written by `write_gradients`; arms that select by alignment need it.
 
     Returns:
         The content of ``ledger.json``.
@@ -68,7 +70,7 @@ def plan_cell(
         TokenBudgetError: A budget holds no example.
         DataError: Test or probe examples exceed the model's context, listed.
     """
-    data = _CellData(spec, cell, open_pools(curated, renderer))
+    data = _CellData(spec, cell, open_pools(curated, renderer), gradients=gradients)
     _require_context(data, context_tokens)
     return data.ledger()
 
@@ -81,6 +83,7 @@ def build_cell_inputs(
     out: Path,
     num_steps: int | None = None,
     context_tokens: int | None = None,
+    gradients: Path | None = None,
 ) -> Ledger:
     """Write everything that training and evaluating one cell reads.
 
@@ -95,6 +98,7 @@ def build_cell_inputs(
         num_steps: Optimiser steps of an arm that repeats its task data; None takes those of
             `tell` at the same budgets and seed.
         context_tokens: Longest sequence the base model takes; None leaves it unchecked.
+        gradients: Directory written by `write_gradients`; arms that select by alignment need it.
 
     Returns:
         The content of ``ledger.json``.
@@ -104,7 +108,7 @@ def build_cell_inputs(
         DataError: Examples have no supervised token, or test or probe examples exceed the
             model's context; they are listed.
     """
-    data = _CellData(spec, cell, open_pools(curated, renderer), num_steps)
+    data = _CellData(spec, cell, open_pools(curated, renderer), num_steps, gradients)
     _require_context(data, context_tokens)
     ledger = data.ledger()
     if data.arm.is_trained:
@@ -124,6 +128,7 @@ class _CellData:
     cell: Cell
     pools: Pools
     num_steps: int | None = None
+    gradients: Path | None = None
 
     @cached_property
     def arm(self) -> Arm:
@@ -196,13 +201,13 @@ class _CellData:
         if self.cell.general_budget_tokens is None:
             return _NO_ROWS
         weights = self.general_weights
-        if self.arm.selection == "diversity":
+        if self.arm.selection != "random":
             return select_in_orders(
                 self.counts(self.general_pool),
                 self.general_pool.sources,
                 weights,
                 self.cell.general_budget_tokens,
-                diverse_orders(self.general_pool.path, self.cell.seed),
+                self._general_orders(),
             )
         return select_from_sources(
             self.counts(self.general_pool),
@@ -211,6 +216,14 @@ class _CellData:
             self.cell.general_budget_tokens,
             self.cell.seed,
         )
+
+    def _general_orders(self) -> Mapping[str, IntArray]:
+        """Per source, the order in which the arm's selection takes general examples."""
+        pool, seed = self.general_pool.path, self.cell.seed
+        if self.arm.selection == "diversity":
+            return diverse_orders(pool, seed)
+        assert self.gradients is not None, "selection by alignment needs gradients"
+        return aligned_orders(self.gradients, pool, self.task_rows, seed)
 
     @cached_property
     def general_rows(self) -> IntArray:

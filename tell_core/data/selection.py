@@ -1,9 +1,11 @@
 """Selection beyond random: which general examples a budget takes first, and why.
 
 Diversity is facility location: an order in which every next example adds most to how well the
-chosen ones stand for the whole pool, so that a budget holds little of the same kind twice. What is
-chosen is a prefix of that order whatever the budget, so choices are nested as random ones are. The
-random choice is always run beside it: without that arm nothing is known of what selection gains.
+chosen ones stand for the whole pool, so that a budget holds little of the same kind twice.
+Alignment puts those first whose gradients on the base model point where the task's do. What is
+chosen is a prefix of an order whatever the general budget, so choices are nested as random ones
+are. The random choice is always run beside it: without that arm nothing is known of what selection
+gains.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,6 +33,8 @@ MAX_REFERENCES, MIN_REFERENCES = 8192, 256
 _MAX_SIMILARITIES = 1 << 28  # bytes of the table of similarities of one pool
 _SLOT_BITS = 22
 _BATCH_ROWS = 1024
+_LEAST_LENGTH = 1e-12
+TASK_GRADIENTS, GENERAL_GRADIENTS = "task_train.npy", "general.npy"
 _TEXT_COLUMNS = ("source", "system", "history", "prompt", "response")
 
 
@@ -141,8 +145,7 @@ def _vectors(
         rows * NUM_FEATURES + columns, signs * weights, minlength=num_texts * NUM_FEATURES
     )
     vectors = cells.reshape(num_texts, NUM_FEATURES)
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.asarray(vectors / np.maximum(lengths, 1e-12), dtype=np.float32)
+    return _unit(vectors.astype(np.float32))
 
 
 def diverse_orders(corpus: Path, seed: int) -> Mapping[str, IntArray]:
@@ -179,6 +182,58 @@ def _texts(corpus: Path) -> Iterable[Sequence[str]]:
     for batch in pq.ParquetFile(corpus).iter_batches(_BATCH_ROWS, columns=columns):
         rows = batch.to_pylist()
         yield ["\n".join(filter(None, (row[name] for name in columns))) for row in rows]
+
+
+def aligned_order(task: FloatArray, general: FloatArray, seed: int, purpose: str) -> IntArray:
+    """The examples of a pool, those first whose gradient points where the task's does.
+
+    An example's score is the cosine of its gradient to the mean of the task examples' gradients,
+    each made length 1 first, so that neither long nor hard examples weigh more (as in LESS, Xia et
+    al. 2024, without its warm-up and its weighting by Adam's moments). Equal scores go by the
+    seeded order of choice, and so do examples without a gradient, which come last.
+
+    Args:
+        task: Shape (M, D), M >= 1. Projected gradients of the task examples.
+        general: Shape (N, D). Projected gradients of the pool.
+        seed: Seed of the order of choice.
+        purpose: Name of the pool.
+
+    Returns:
+        Shape (N,). A permutation of 0 to N - 1.
+    """
+    direction = _unit(task).mean(axis=0)
+    scores = _unit(general) @ direction
+    scores = np.where(general.any(axis=1), scores, -np.inf)
+    order = choice_order(len(general), seed, purpose)
+    return order[np.argsort(-scores[order], kind="stable")]
+
+
+def aligned_orders(
+    gradients: Path, corpus: Path, task_rows: IntArray, seed: int
+) -> Mapping[str, IntArray]:
+    """The `aligned_order` of every source of a corpus for some task examples.
+
+    Args:
+        gradients: Directory written by `tell_core.alignment.write_gradients`.
+        corpus: Parquet file of the general corpus.
+        task_rows: Shape (M,). The task examples that may be looked at: those of the cell's budget.
+        seed: Seed of the orders of choice.
+
+    Returns:
+        Source -> permutation of its examples, counted within the source from 0.
+    """
+    task = np.load(gradients / TASK_GRADIENTS, allow_pickle=False)[task_rows]
+    general = np.load(gradients / GENERAL_GRADIENTS, mmap_mode="r", allow_pickle=False)
+    sources = np.asarray(pq.read_table(corpus, columns=["source"])["source"].to_pylist())
+    return {
+        str(name): aligned_order(task, general[sources == name], seed, str(name))
+        for name in dict.fromkeys(sources.tolist())
+    }
+
+
+def _unit(rows: FloatArray) -> FloatArray:
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.maximum(lengths, _LEAST_LENGTH), dtype=np.float32)
 
 
 def select_in_orders(

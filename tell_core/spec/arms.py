@@ -66,6 +66,7 @@ _ARMS = {
     "tell_task_first": replace(_TELL, order="task_first"),
     "tell_task_last": replace(_TELL, order="task_last"),
     "tell_diverse": replace(_TELL, selection="diversity"),
+    "tell_aligned": replace(_TELL, selection="alignment"),
     "general_only": replace(_TELL, uses_task=False),
 }
 ARM_NAMES = (*_ARMS, "tell_blocks(k)")

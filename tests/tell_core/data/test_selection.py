@@ -12,6 +12,8 @@ from tell_core.data.curation import curate
 from tell_core.data.mixtures import plan_cell
 from tell_core.data.rendering import ChatRenderer
 from tell_core.data.selection import (
+    aligned_order,
+    aligned_orders,
     diverse_order,
     diverse_orders,
     hashed_features,
@@ -29,7 +31,7 @@ vectors = st.integers(1, 40).flatmap(
 
 def unit(rows: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return (rows / np.maximum(lengths, 1e-6)).astype(np.float32)
+    return (rows / np.maximum(lengths, 1e-12)).astype(np.float32)
 
 
 def coverage(features: np.ndarray, chosen: np.ndarray) -> float:
@@ -179,3 +181,40 @@ def test_diverse_arm_takes_other_general_examples_and_the_same_task_examples(tmp
     assert diverse["general_tokens"] <= 2000
     assert diverse["task_tokens"] == random["task_tokens"]
     assert diverse["general_tokens"] != random["general_tokens"]
+
+
+@settings(deadline=None)
+@given(vectors, vectors, st.integers(0, 3))
+def test_aligned_order_is_a_permutation_by_falling_cosine(task, general, seed):
+    order = aligned_order(task, general, seed, "pool")
+
+    assert sorted(order.tolist()) == list(range(len(general)))
+    has_gradient = general.any(axis=1)
+    scores = unit(general) @ unit(task).mean(axis=0)
+    ranked = scores[order][has_gradient[order]]
+    assert np.all(np.diff(ranked) <= 1e-5)
+    assert not has_gradient[order][has_gradient.sum() :].any()
+
+
+@given(st.floats(1e-3, 1e3), st.integers(0, 19))
+def test_length_of_a_gradient_makes_no_difference(factor, row):
+    rng = np.random.default_rng(1)
+    task, general = rng.normal(size=(5, 8)), rng.normal(size=(20, 8))
+    longer = general.copy()
+    longer[row] *= factor
+
+    first, second = (aligned_order(task, pool, 0, "pool") for pool in (general, longer))
+
+    assert first.tolist() == second.tolist()
+
+
+def test_aligned_orders_look_at_the_given_task_examples_only(tmp_path):
+    sources = pa.table({"source": ["a", "b", "a", "b"]})
+    pq.write_table(sources, tmp_path / "general.parquet")
+    np.save(tmp_path / "task_train.npy", np.eye(2, dtype=np.float32))
+    np.save(tmp_path / "general.npy", np.eye(2, dtype=np.float32)[[0, 0, 1, 1]])
+
+    for task_row, expected in ((0, [0, 1]), (1, [1, 0])):
+        orders = aligned_orders(tmp_path, tmp_path / "general.parquet", np.array([task_row]), 0)
+        assert orders["a"].tolist() == expected
+    assert sorted(orders["b"].tolist()) == [0, 1]
