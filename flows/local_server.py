@@ -9,18 +9,15 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
 
+from flows.serving import HOST, STOP_SECONDS, await_answer, prefect_environment
 from tell_core.errors import TellError
 from tell_core.results import sole_owner
-
-_START_SECONDS = 180.0
-_STOP_SECONDS = 10.0
 
 
 @contextmanager
@@ -69,14 +66,7 @@ def _private_server(home: Path) -> Iterator[Callable[[], None]]:
 
 def _start(home: Path, log: Path) -> tuple["subprocess.Popen[bytes]", str]:
     port = _free_port()
-    environment = os.environ | {
-        "PREFECT_HOME": str(home.absolute()),
-        "PREFECT_SERVER_API_HOST": "127.0.0.1",
-        "PREFECT_SERVER_API_PORT": str(port),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-        "DO_NOT_TRACK": "1",
-    }
+    environment = os.environ | prefect_environment(home, port)
     watched = [sys.executable, "-m", "flows.tethered", str(os.getpid()), sys.executable]
     with log.open("ab") as file:
         process = subprocess.Popen(
@@ -87,16 +77,12 @@ def _start(home: Path, log: Path) -> tuple["subprocess.Popen[bytes]", str]:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    return process, f"http://127.0.0.1:{port}/api"
+    return process, f"http://{HOST}:{port}/api"
 
 
 def _wait_until_healthy(process: "subprocess.Popen[bytes]", address: str, log: Path) -> None:
-    deadline = time.monotonic() + _START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        with suppress(httpx.HTTPError):
-            if httpx.get(f"{address}/health", timeout=5.0).status_code == httpx.codes.OK:
-                return
-        time.sleep(0.2)
+    if await_answer(f"{address}/health", lambda: process.poll() is None):
+        return
     ended = f"ended with code {process.returncode}" if process.poll() is not None else "is silent"
     raise TellError(
         f"the private Prefect server {ended}; its log is {log}. Start one yourself (prefect server"
@@ -108,7 +94,7 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
     try:
-        process.wait(_STOP_SECONDS)
+        process.wait(STOP_SECONDS)
     except subprocess.TimeoutExpired:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -117,5 +103,5 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
 
 def _free_port() -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((HOST, 0))
         return int(probe.getsockname()[1])

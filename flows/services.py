@@ -9,24 +9,22 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 
+from flows.serving import HOST, STOP_SECONDS, answers, await_answer
 from tell_core.errors import InputError, TellError
 from tell_core.results import sole_owner
 from tell_core.store import read_json, write_json
 
 WORK_POOL = "local"
-_HOST = "127.0.0.1"
-_START_SECONDS = 180.0
-_STOP_SECONDS = 10.0
+# Flows that train wait for one another here: one machine, one training run at a time.
+GPU_QUEUE = "gpu"
 _STATE = "services.json"
 Say = Callable[[str], None]
 
@@ -81,8 +79,8 @@ def up(home: Path, prefect_port: int, mlflow_port: int, say: Say) -> list[Runnin
     home.mkdir(parents=True, exist_ok=True)
     with sole_owner(home):
         known = {one.name: one for one in _known(home) if one.process}
-        prefect = f"http://{_HOST}:{prefect_port}"
-        mlflow = f"http://{_HOST}:{mlflow_port}"
+        prefect = f"http://{HOST}:{prefect_port}"
+        mlflow = f"http://{HOST}:{mlflow_port}"
         environment = _environment(home, prefect_port, mlflow)
         for name, address, command in (
             ("prefect", prefect, ["-m", "prefect", "server", "start"]),
@@ -135,11 +133,9 @@ def addresses(running: Iterable[Running]) -> dict[str, str]:
 def _environment(home: Path, prefect_port: int, mlflow: str) -> dict[str, str]:
     own = {
         "PREFECT_HOME": str((home / "prefect").absolute()),
-        "PREFECT_SERVER_API_HOST": _HOST,
+        "PREFECT_SERVER_APIHOST": HOST,
         "PREFECT_SERVER_API_PORT": str(prefect_port),
-        "PREFECT_API_URL": f"http://{_HOST}:{prefect_port}/api",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        "PREFECT_API_URL": f"http://{HOST}:{prefect_port}/api",
         "MLFLOW_TRACKING_URI": mlflow,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "TELL_HOME": str(Path.cwd()),
@@ -151,7 +147,7 @@ def _mlflow_command(home: Path, port: int) -> list[str]:
     place = home.absolute() / "mlflow"
     place.mkdir(parents=True, exist_ok=True)
     return [
-        "-m", "mlflow", "server", "--host", _HOST, "--port", str(port), "--workers", "1",
+        "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1",
         "--backend-store-uri", f"sqlite:///{place / 'mlflow.db'}",
         "--artifacts-destination", str(place / "artifacts"),
     ]  # fmt: skip
@@ -191,7 +187,7 @@ def _require_free_port(name: str, port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((_HOST, port))
+            probe.bind((HOST, port))
         except OSError as error:
             raise InputError(
                 f"port {port} for {name} is in use{_holder(port)}: end that, or choose another with"
@@ -209,25 +205,17 @@ def _holder(port: int) -> str:
 
 
 def _wait(one: Running, health: str) -> None:
-    deadline = time.monotonic() + _START_SECONDS
-    while time.monotonic() < deadline and one.process:
-        if _answers(health):
-            return
-        time.sleep(0.3)
+    if await_answer(health, lambda: one.process is not None):
+        return
     what = "does not answer" if one.process else "ended at once"
     raise TellError(f"{one.name} {what}; its log is {one.log}. `tell down` ends what was started")
-
-
-def _answers(url: str) -> bool:
-    with suppress(httpx.HTTPError):
-        return httpx.get(url, timeout=5.0).status_code == httpx.codes.OK
-    return False
 
 
 def _deploy(environment: Mapping[str, str]) -> None:
     for command in (
         ["work-pool", "create", WORK_POOL, "--type", "process", "--overwrite"],
         ["--no-prompt", "deploy", "--all"],
+        ["work-queue", "set-concurrency-limit", GPU_QUEUE, "1", "--pool", WORK_POOL],
     ):
         done = subprocess.run(
             [sys.executable, "-m", "prefect", *command],
@@ -248,10 +236,10 @@ def _end(process: psutil.Process) -> None:
         members = [process, *process.children(recursive=True)]
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
-        for member in psutil.wait_procs(members, timeout=_STOP_SECONDS)[1]:
+        for member in psutil.wait_procs(members, timeout=STOP_SECONDS)[1]:
             with suppress(psutil.NoSuchProcess):
                 member.kill()
-        psutil.wait_procs(members, timeout=_STOP_SECONDS)
+        psutil.wait_procs(members, timeout=STOP_SECONDS)
 
 
 def _status_row(one: Running) -> dict[str, Any]:
@@ -275,4 +263,4 @@ def _state(one: Running) -> str:
     if not one.address:
         return "running"
     health = f"{one.address}{'/api' if one.name == 'prefect' else ''}/health"
-    return "answers" if _answers(health) else "running, but does not answer"
+    return "answers" if answers(health) else "running, but does not answer"

@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from tasks.stores import SQLITE, tracking_uri, without_password
-from tasks.tracking import connect, without_advice
+from tasks.tracking import connect
 from tell_core.data.sources import resolve_source, source_identity
 from tell_core.errors import InputError
 from tell_core.promotion import Comparison, compare_paired, compare_unpaired, same_items
@@ -178,9 +178,8 @@ def answering(
     """
     with fetched(version) as registered:
         config = {"base_model": base_model} if base_model else None
-        with without_advice():
-            directory = registered.version.parents[1]
-            model = mlflow.pyfunc.load_model(str(directory), model_config=config)
+        directory = registered.version.parents[1]
+        model = mlflow.pyfunc.load_model(str(directory), model_config=config)
         serving = read_json(registered.version / SERVING_FILE)
 
         def answer(prompts: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ MLflow runs this file when a version is loaded. The version holds the trained we
 report card, not the base model; the base is checked against the digest of the one trained on.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from tell_core.spec.arms import parse_arm
 from tell_core.store import read_json
 from tell_core.training.devices import resolve_precision
 from tell_core.training.models import LoadedModel, full_model, load_model, load_trained
+
+# MLflow advises type hints on `predict`; it would derive a signature from them and drop ours.
+warnings.filterwarnings("ignore", message="(?s).*Add type hints", category=UserWarning)
 
 
 class AnchoredModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
@@ -53,7 +57,6 @@ class AnchoredModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defin
         self.batch_size = int(config["batch_size"])
         self.stop = tuple(config["stop"])
 
-    # No type hints on model_input: MLflow would derive a signature from them and drop ours.
     def predict(self, context: Any, model_input, params: Any = None) -> pd.DataFrame:  # type: ignore[no-untyped-def] # noqa: ARG002
         """Answer each bare prompt of column ``prompt``; one column ``response`` comes back."""
         prompts = [self._anchored(str(prompt)) for prompt in model_input["prompt"]]

@@ -7,9 +7,7 @@ stage directories, in batches, after the work: tracking never stands in the way 
 import json
 import logging
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any, Literal
@@ -412,7 +410,7 @@ def _log_model(
     assert best.trained is not None
     card, serving = report_card(spec, root, curated, outcomes, best), _serving_config(spec, best)
     version = write_version(root, curated, outcomes, best, card, serving)
-    with mlflow.start_run(run_id=parent), without_advice():
+    with mlflow.start_run(run_id=parent):
         return mlflow.pyfunc.log_model(
             name="model",
             python_model=str(_SERVED_MODEL),
@@ -423,14 +421,6 @@ def _log_model(
             signature=_signature(),
             input_example={"prompt": _example_prompts(version / ITEMS_FILE)},
         )
-
-
-@contextmanager
-def without_advice() -> Iterator[None]:
-    """Mute MLflow's advice to annotate `predict`, which would make it drop our signature."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="(?s).*Add type hints", category=UserWarning)
-        yield
 
 
 def _example_prompts(items: Path) -> list[str]:

@@ -18,6 +18,9 @@ from tell_core.errors import InputError, TellError
 from tell_core.store import read_json, write_json
 
 PROJECT = Path(__file__).resolve().parents[2]
+DEPLOYMENTS = {
+    "experiment", "nightly-curation", "weekly-sweep", "recheck-champion", "promote", "demo",
+}  # fmt: skip
 SLEEP = ["-c", "import time; time.sleep(60)"]
 
 
@@ -122,7 +125,7 @@ def test_servers_worker_and_deployments_come_up_and_a_killed_server_comes_back(
     finally:
         services.down(tmp_path)
 
-    assert deployed == {"experiment", "demo"}
+    assert deployed == DEPLOYMENTS
     assert again["mlflow"].pid == first["mlflow"].pid
     assert again["prefect"].pid != first["prefect"].pid
     assert states == {"prefect": "answers", "mlflow": "answers", "worker": "running"}
