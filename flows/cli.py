@@ -14,6 +14,7 @@ import typer
 
 from flows.cell_commands import cell_app
 from flows.printing import duration, explained, print_json, print_table
+from flows.quanta_commands import quanta_app
 from flows.registry_commands import app as registry_app
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 
 app.add_typer(cell_app, name="cell")
+app.add_typer(quanta_app, name="quanta")
 app.add_typer(registry_app)
 
 Spec = Annotated[Path, typer.Argument(help="The experiment's YAML.", show_default=False)]

@@ -57,6 +57,7 @@ def select_tokens(
     floor: float = FLOOR_NATS,
     ceiling: float = CEILING_NATS,
     ngram: int = INDUCTION_NGRAM,
+    at_least: int = 2,
     seed: int = 0,
     device: torch.device | None = None,
     on_progress: Callable[[int, int], None] | None = None,
@@ -71,12 +72,13 @@ def select_tokens(
         ceiling: Largest loss, in nats.
         ngram: A token is set aside when the n-gram that it ends occurred before in its example;
             0 sets none aside.
+        at_least: Fewest tokens that are of use.
         seed: Seed of the choice.
         device: Where the model is; the CPU by default.
         on_progress: Called with examples done and their number.
 
     Raises:
-        DataError: Fewer than two tokens qualify.
+        DataError: Fewer than ``at_least`` tokens qualify.
     """
     losses = token_losses(model, examples, device=device, on_progress=on_progress)
     rows, positions = supervised_places(examples)
@@ -91,11 +93,11 @@ def select_tokens(
         ),
     }
     found = np.flatnonzero(is_between & ~is_copy)
-    if len(found) < 2:
+    if len(found) < at_least:
         raise DataError(
             f"{len(found)} of {len(losses)} tokens have a loss between {floor:g} and {ceiling:g}"
-            f" nats and are no copies ({counts}); needed: at least 2. The model may not have"
-            " learned these data; give more data, or a higher ceiling"
+            f" nats and are no copies ({counts}); needed: at least {at_least}. The model may not"
+            " have learned these data; give more data, or a higher ceiling"
         )
     chosen = np.sort(seeded_generator(seed, "quanta tokens").permutation(found)[:limit])
     counts["not drawn"] = len(found) - len(chosen)
