@@ -49,6 +49,8 @@ _ABOUT = (
     " `tell promote` alone, when the paired lower bound on the same test items is above 0, or by"
     " force with a reason."
 )
+# Waits before recording is tried again: longer together than a server takes to be restarted.
+_PATIENCE_SECONDS = [5, 20, 60]
 _SERVED_MODEL = Path(__file__).with_name("served_model.py")
 _LIBRARY = Path(__file__).parent.parent / "tell_core"
 # What `tell_core` needs to load and ask a model.
@@ -110,7 +112,7 @@ def open_experiment(spec: ExperimentSpec, root: Path, curated: Stage) -> dict[st
     return record
 
 
-@task(name="track cells", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[2, 10])
+@task(name="track cells", cache_policy=NO_CACHE, retries=3, retry_delay_seconds=_PATIENCE_SECONDS)
 def track_cells(
     root: Path, record: Mapping[str, Any], outcomes: Sequence[CellOutcome]
 ) -> dict[str, str]:
@@ -129,7 +131,7 @@ def track_cells(
     return cells
 
 
-@task(name="register", cache_policy=NO_CACHE, retries=1, retry_delay_seconds=5)
+@task(name="register", cache_policy=NO_CACHE, retries=3, retry_delay_seconds=_PATIENCE_SECONDS)
 def close_experiment(
     spec: ExperimentSpec,
     root: Path,

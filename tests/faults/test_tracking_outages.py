@@ -118,6 +118,10 @@ def test_away_for_a_minute_costs_a_minute_and_nothing_else(
 def test_gone_for_good_leaves_results_and_report_and_a_rerun_records_each_cell_once(
     mode: Mode, harness: None, line: Line, root: Path, drill_spec: Path, monkeypatch
 ):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    for name in ("track_cells", "close_experiment"):
+        recording = getattr(experiment, name)
+        monkeypatch.setattr(experiment, name, recording.with_options(retries=0))
     at_the_report(monkeypatch, lambda: line.turn(mode))
 
     with pytest.raises(InputError, match="cannot be used"):

@@ -1,0 +1,78 @@
+"""A planted secret - in an address, in the environment - is in no file, log or record of a run."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import LogFilter
+from prefect.testing.utilities import prefect_test_harness
+
+from flows.experiment import run_experiment
+from tasks.tracking import connect
+from tell_core.errors import InputError
+from tests.fixtures.tiny import write_tiny_spec
+
+SECRET = "correct-horse-battery-staple"
+# Where people keep theirs: tracking server, object store, model hub, database.
+PLACES = (
+    *("MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "PGPASSWORD"),
+    *("PREFECT_API_KEY", "DATABASE_URL"),
+)
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The secret in every place of the environment where one may be."""
+    for name in PLACES:
+        value = f"postgresql://tell:{SECRET}@db/tell" if name == "DATABASE_URL" else SECRET
+        monkeypatch.setenv(name, value)
+
+
+def files_with_secret(directory: Path) -> list[str]:
+    return [
+        path.relative_to(directory).as_posix()
+        for path in directory.rglob("*")
+        if path.is_file() and SECRET.encode() in path.read_bytes()
+    ]
+
+
+@pytest.fixture(scope="module")
+def harness() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=180):
+        yield
+
+
+@pytest.mark.slow
+def test_no_file_log_or_record_holds_a_secret(
+    harness: None, planted: None, tiny_world: Path, tmp_path: Path
+):
+    spec = write_tiny_spec(
+        tmp_path / "spec.yaml", tiny_world, arms=["base", "sft", "tell"], seeds=[0],
+        budgets={"task_tokens": [200]}, training={"learning_rate": 0.001},
+    )  # fmt: skip
+
+    run_experiment(spec, [], tmp_path / "runs" / "tiny", True)
+
+    with get_client(sync_client=True) as client:
+        logs = client.read_logs(LogFilter(), limit=200)
+        runs = client.read_flow_runs()
+    assert (tmp_path / "runs" / "mlflow.db").stat().st_size
+    assert files_with_secret(tmp_path) == []
+    assert logs
+    assert not any(SECRET in log.message for log in logs)
+    assert not any(SECRET in run.model_dump_json() for run in runs)
+    assert SECRET in os.environ["HF_TOKEN"]
+
+
+def test_the_error_of_a_server_out_of_reach_holds_no_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://tell:{SECRET}@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+    with pytest.raises(InputError, match="cannot be used") as raised:
+        connect(tmp_path)
+
+    assert SECRET not in str(raised.value)
