@@ -249,6 +249,14 @@ def test_ten_thousand_malformed_rows_are_all_set_aside_in_bounded_time(tmp_path)
     assert seconds < 5  # measured: 0.1
 
 
+def test_file_in_utf16_is_refused_by_its_bytes(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(GOOD) + "\n", encoding="utf-16")
+
+    with pytest.raises(DataError, match=r"none of the \d rows.*line 1: bad_utf8"):
+        _read(path)
+
+
 def test_file_of_malformed_rows_only_says_so_with_the_first(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\n".join([BAD_LINES[0][0]] * 10_000))
