@@ -7,6 +7,7 @@ examples, write.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def curate(
     renderer = renderer_for(spec, tokenizer)
     sources = resolve_sources(spec)
     out.mkdir(parents=True, exist_ok=True)
-    with explain_disk_errors(out), open_workspace(out) as connection:
+    with explain_disk_errors(out), open_workspace(out, spec.curation.max_memory_gb) as connection:
         layouts = _read(connection, sources, report)
         anchor = _settle_anchor(connection, spec, renderer)
         _identify(connection)
@@ -197,10 +198,10 @@ def _strip_prefix(connection: duckdb.DuckDBPyConnection, prefix: str) -> None:
 
 def _identify(connection: duckdb.DuckDBPyConnection) -> None:
     """Give every example the digest of its content."""
-    connection.execute("alter table examples add column example_id varchar")
     connection.execute(
-        "update examples set example_id = left(sha256(to_json(struct_pack(system := system,"
-        " history := history, prompt := prompt, response := response))::varchar), 16)"
+        "create or replace table examples as select *, left(sha256(to_json(struct_pack("
+        "system := system, history := history, prompt := prompt, response := response))::varchar),"
+        " 16) as example_id from examples"
     )
 
 
@@ -215,12 +216,12 @@ def _reject_duplicates(connection: duckdb.DuckDBPyConnection) -> None:
     _reject(
         connection,
         """
-        select id, 'duplicate', 'same as ' || first_file || ', line ' || first_line, null from (
-            select id, first_value(id) over same as first_id,
-                first_value(file) over same as first_file, first_value(line) over same as first_line
-            from examples where part in ('task_train', 'general')
-            window same as (partition by part, example_id order by id))
-        where id <> first_id
+        with copies as (
+            select part, example_id, min(id) as first_id from examples
+            where part in ('task_train', 'general') group by part, example_id having count(*) > 1)
+        select e.id, 'duplicate', 'same as ' || f.file || ', line ' || f.line, null
+        from copies join examples e using (part, example_id) join examples f on f.id = first_id
+        where e.id <> first_id
         """,
     )
 
@@ -318,16 +319,21 @@ def _compare(
     similarity, share = curation.near_duplicate_similarity, curation.overlap_ngram_share
     create_near_duplicate_tables(connection)
     create_contamination_tables(connection)
-    report("compare", 0, 2)
     if similarity is not None or share is not None:
+        report("index words", 0, 1)
         store, id_of = index_words(connection)
+        report("index words", 1, 1)
     if similarity is not None:
-        find_near_duplicates(connection, store, id_of, similarity)
+        near = partial(report, "near-duplicates")
+        find_near_duplicates(connection, store, id_of, similarity, near)
         _settle_near_duplicates(connection, curation)
-    report("compare", 1, 2)
+        near(len(id_of), len(id_of))
     if share is not None:
-        find_contamination(connection, store, id_of, share, drop=curation.drop_overlap)
-    report("compare", 2, 2)
+        pieces = partial(report, "pieces of test items")
+        find_contamination(
+            connection, store, id_of, share, drop=curation.drop_overlap, on_progress=pieces
+        )
+        pieces(len(id_of), len(id_of))
 
 
 def _settle_near_duplicates(connection: duckdb.DuckDBPyConnection, curation: CurationSpec) -> None:

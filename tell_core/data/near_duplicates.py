@@ -4,18 +4,20 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from tell_core.data.similarity import SHINGLE_WORDS, count_phrases, find_similar
+from tell_core.data.similarity import SHINGLE_WORDS, OnRows, count_phrases, find_similar
 from tell_core.data.words import IndexArray, WordStore
 from tell_core.data.workspace import (
     EVIDENCE_CHARACTERS,
     REJECT_TEXT_CHARACTERS,
-    fetch_all,
+    fetch_one,
     insert_table,
     spill_directory,
     stream_batches,
+    stream_columns,
 )
 
 _BATCH_ROWS = 512
+_PAIRS_AT_ONCE = 8192
 
 
 def create_near_duplicate_tables(connection: duckdb.DuckDBPyConnection) -> None:
@@ -29,12 +31,12 @@ def index_words(connection: duckdb.DuckDBPyConnection) -> tuple[WordStore, Index
     A system message and earlier turns count as part of the prompt.
     """
     store = WordStore(spill_directory(connection) / "words.bin")
-    ids: list[int] = []
+    ids = [np.empty(0, dtype=np.int64)]
     for rows in stream_batches(connection, _TEXTS, _BATCH_ROWS):
         store.append([row["prompt"] for row in rows], [row["response"] for row in rows])
-        ids.extend(row["id"] for row in rows)
+        ids.append(np.asarray([row["id"] for row in rows], dtype=np.int64))
     store.seal()
-    return store, np.asarray(ids, dtype=np.int64)
+    return store, np.concatenate(ids)
 
 
 def find_near_duplicates(
@@ -42,6 +44,7 @@ def find_near_duplicates(
     store: WordStore,
     id_of: IndexArray,
     similarity: float,
+    on_progress: OnRows = lambda _done, _total: None,
 ) -> None:
     """Fill the table `alike_pairs` with all pairs of examples that are alike, see `find_similar`.
 
@@ -50,17 +53,18 @@ def find_near_duplicates(
         store: The examples' words.
         id_of: Shape (N,). The example of each of the store's rows.
         similarity: Least Jaccard similarity, between 0 and 1.
+        on_progress: Called with examples done and all examples.
     """
     counts = count_phrases(store, SHINGLE_WORDS)
-    pairs = find_similar(connection, store, counts, similarity)
-    columns = {
-        "first_id": id_of[pairs.first],
-        "second_id": id_of[pairs.second],
-        "prompt_similarity": pairs.prompt_similarity,
-        "similarity": pairs.similarity,
-        "same_answer": pairs.same_answer,
-    }
-    insert_table(connection, "alike_pairs", pa.table(columns))
+    for pairs in find_similar(connection, store, counts, similarity, on_progress):
+        columns = {
+            "first_id": id_of[pairs.first],
+            "second_id": id_of[pairs.second],
+            "prompt_similarity": pairs.prompt_similarity,
+            "similarity": pairs.similarity,
+            "same_answer": pairs.same_answer,
+        }
+        insert_table(connection, "alike_pairs", pa.table(columns))
 
 
 def settle_near_duplicates(
@@ -81,24 +85,28 @@ def settle_near_duplicates(
             ``near_duplicate``.
         drop_overlap: Whether those of another part leave, as ``test_overlap`` and so on.
     """
-    listed: list[dict[str, int | bool]] = []
-    gone: set[int] = set()
-    for kept, other, is_within in fetch_all(connection, _PAIRS_IN_ORDER):
-        if kept in gone or (listed and listed[-1]["id"] == other):
-            continue
-        drop = drop_duplicates if is_within else drop_overlap
-        listed.append({"id": other, "kept_id": kept, "is_within": is_within, "dropped": drop})
-        if drop:
-            gone.add(other)
-    if listed:
-        connection.register("settled", pa.Table.from_pylist(listed))
+    connection.execute(_SETTLED)
+    gone = np.zeros(1 + fetch_one(connection, _LARGEST_ID), dtype=np.bool_)
+    last = -1
+    for pairs in stream_columns(connection, _PAIRS_IN_ORDER, _PAIRS_AT_ONCE):
+        settled: list[tuple[int, int, bool, bool]] = []
+        for kept, other, is_within in zip(*(pairs[name].tolist() for name in pairs), strict=True):
+            if gone[kept] or last == other:
+                continue
+            drop = drop_duplicates if is_within else drop_overlap
+            settled.append((other, kept, is_within, drop))
+            gone[other], last = drop, other
+        if settled:
+            columns = dict(zip(_SETTLED_COLUMNS, zip(*settled, strict=True), strict=True))
+            insert_table(connection, "settled", pa.table(columns))
+    if last >= 0:
         connection.execute(_LIST)
         connection.execute(_LIST_OVERLAP)
-        connection.unregister("settled")
         connection.execute(_REJECT, [REJECT_TEXT_CHARACTERS])
         connection.execute(
             "delete from examples where id in (select id from near_duplicates where dropped)"
         )
+    connection.execute("drop table settled")
 
 
 _TABLES = """
@@ -115,6 +123,12 @@ _TEXTS = """
 select id, concat_ws(chr(10), system, history, prompt) as prompt, response from examples
 order by id
 """
+
+_SETTLED_COLUMNS = ("id", "kept_id", "is_within", "dropped")
+_SETTLED = """
+create table settled (id bigint, kept_id bigint, is_within boolean, dropped boolean)
+"""
+_LARGEST_ID = "select coalesce(max(greatest(first_id, second_id)), 0) from alike_pairs"
 
 # Ranked by place, then id: the lower rank of a pair stays.
 _PAIRS_IN_ORDER = """

@@ -76,7 +76,10 @@ _FIND = """
 insert into overlap by name
 with placed as (
     select e.*, p.place, s.name as source from examples e
-        join places p using (part) join sources s using (source_id))
+        join places p using (part) join sources s using (source_id)),
+protected as (
+    select k.* from prompt_keys k join placed on placed.id = k.id
+    where placed.place < (select max(place) from places))
 select e.id, e.source_id, e.file, e.line, e.example_id, m.part as against,
     m.file as matched_file, m.source as matched_source, m.line as matched_line,
     case when k.response_key = mk.response_key then 'prompt_and_response' else 'prompt' end
@@ -84,7 +87,7 @@ select e.id, e.source_id, e.file, e.line, e.example_id, m.part as against,
     substring(e.prompt || chr(10) || e.response, 1, $1) as text,
     substring(m.prompt || chr(10) || m.response, 1, $1) as matched_text, $2 as dropped
 from prompt_keys k
-    join prompt_keys mk on mk.prompt_key = k.prompt_key and k.is_bare and mk.id <> k.id
+    join protected mk on mk.prompt_key = k.prompt_key and k.is_bare and mk.id <> k.id
     join placed e on e.id = k.id
     join placed m on m.id = mk.id and m.place < e.place
 where k.id not in (select id from overlap)

@@ -6,7 +6,8 @@ similarity of their word shingles, so that the sketch costs recall at most, neve
 """
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 import duckdb
@@ -25,7 +26,7 @@ from tell_core.data.words import (
     mixed,
     text_digests,
 )
-from tell_core.data.workspace import fetch_all, insert_table
+from tell_core.data.workspace import fetch_one, insert_table, stream_columns
 
 FloatArray = npt.NDArray[np.float64]
 SHINGLE_WORDS = 5
@@ -39,6 +40,8 @@ _MAX_HASHES = 160
 _BAND_BASE = 0x9FB21C651E98DF25
 _BATCH_ROWS = 512
 _PAIRS_AT_ONCE = 8192
+_BANDS_AT_ONCE = 1 << 24
+OnRows = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -91,8 +94,12 @@ def find_similar(
     store: WordStore,
     counts: PhraseCounts,
     similarity: float,
-) -> SimilarPairs:
+    on_progress: OnRows = lambda _done, _total: None,
+) -> Iterator[SimilarPairs]:
     """All pairs of examples whose prompts are alike and whose whole texts share a band.
+
+    Memory holds some thousand pairs at a time; sketches and candidates lie in the data engine,
+    which spills them.
 
     Two texts are alike when the Jaccard similarity of their runs of 5 words reaches ``similarity``,
     and that of the runs which stand in at most 50 examples is lower by 0.1 at most: what more
@@ -106,26 +113,38 @@ def find_similar(
         store: The examples' words.
         counts: Of the same examples.
         similarity: Between 0 and 1.
+        on_progress: Called with the examples sketched and all of them.
+
+    Yields:
+        The pairs in rising order, some thousand candidates at a time.
     """
-    _sketch(connection, store, counts, similarity)
-    rows = fetch_all(connection, _CANDIDATES)
+    _sketch(connection, store, counts, similarity, on_progress)
+    _join_bands(connection)
+    for batch in stream_columns(connection, _CANDIDATES, _PAIRS_AT_ONCE):
+        pairs = np.stack([batch["first"], batch["second"]], axis=1)
+        yield _verified(store, counts, pairs, similarity)
+    connection.execute("drop table candidates")
+
+
+_CANDIDATES = "select distinct first, second from candidates order by first, second"
+
+
+def _join_bands(connection: duckdb.DuckDBPyConnection) -> None:
+    """Fill the table `candidates` with the pairs that share a band, a part of the keys at a time.
+
+    No join's table is larger than some hundred megabytes, however many bands there are.
+    """
+    connection.execute("create table candidates (first bigint, second bigint)")
+    num_parts = 1 + fetch_one(connection, "select count(*) from bands") // _BANDS_AT_ONCE
+    for part in range(num_parts):
+        connection.execute(
+            "insert into candidates select a.place, b.place from"
+            " (select * from bands where key % $1 = $2) a"
+            " join (select * from bands where key % $1 = $2) b"
+            " on a.key = b.key and a.place < b.place",
+            [num_parts, part],
+        )
     connection.execute("drop table bands")
-    pairs = np.asarray(rows, dtype=np.int64).reshape(-1, 2)
-    found = [
-        _verified(store, counts, pairs[start : start + _PAIRS_AT_ONCE], similarity)
-        for start in range(0, max(len(pairs), 1), _PAIRS_AT_ONCE)
-    ]
-    columns = [field.name for field in fields(SimilarPairs)]
-    return SimilarPairs(
-        *(np.concatenate([getattr(part, column) for part in found]) for column in columns)
-    )
-
-
-_CANDIDATES = """
-select distinct a.place as first, b.place as second from bands a
-    join bands b on a.key = b.key and a.place < b.place
-order by first, second
-"""
 
 
 def signatures(sets: ShingleSets, num_hashes: int) -> npt.NDArray[np.uint32]:
@@ -155,12 +174,14 @@ def _sketch(
     store: WordStore,
     counts: PhraseCounts,
     similarity: float,
+    on_progress: OnRows,
 ) -> None:
     """Fill the table `bands` with the band keys of every example that has enough shingles."""
-    connection.execute("create temp table bands (place bigint, key ubigint)")
+    connection.execute("create table bands (place bigint, key ubigint)")
     num_bands, width = band_shape(similarity - _TEMPLATE_ALLOWANCE)
     start = 0
     for words in store.batches(_BATCH_ROWS):
+        on_progress(start, store.num_examples)
         sets = _rare(counts, joined(words))
         rows = np.flatnonzero(sets.sizes >= MIN_SHINGLES)
         if len(rows):

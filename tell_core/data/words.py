@@ -30,6 +30,7 @@ _WITHOUT_SPACES = (
     (0x20000, 0x3FFFF),  # Han, extensions B and later
 )
 _LETTER_BASE = 0x9E3779B97F4A7C15
+_HASH_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,6 @@ class WordStore:
     def __init__(self, path: Path):
         self._path = path
         self._offsets: list[IndexArray] = [np.zeros(1, dtype=np.int64)]
-        self._hashes: HashArray = np.empty(0, dtype=np.uint64)
         path.write_bytes(b"")
 
     def append(self, prompts: Sequence[str], responses: Sequence[str]) -> None:
@@ -90,8 +90,6 @@ class WordStore:
     def seal(self) -> None:
         """Make what was added readable; nothing can be added afterwards."""
         self._offsets = [np.concatenate(self._offsets)]
-        if self._offsets[0][-1]:
-            self._hashes = np.memmap(self._path, dtype=np.uint64, mode="r")
 
     @property
     def num_words(self) -> int:
@@ -103,19 +101,30 @@ class WordStore:
         """Rows added."""
         return len(self._offsets[0]) // 2
 
+    def _mapped(self) -> HashArray:
+        """All hashes, mapped anew each time: pages looked at once do not stay in memory."""
+        if not self.num_words:
+            return np.empty(0, dtype=np.uint64)
+        return np.memmap(self._path, dtype=np.uint64, mode="r")
+
     def batches(self, batch_rows: int) -> Iterator[Words]:
         """Words of all rows in order: prompt and response of each in turn."""
         for start in range(0, self.num_examples, batch_rows):
             stop = min(start + batch_rows, self.num_examples)
             offsets = self._offsets[0][2 * start : 2 * stop + 1]
-            yield Words(self._hashes[offsets[0] : offsets[-1]], offsets - offsets[0])
+            first, num_words = int(offsets[0]), int(offsets[-1] - offsets[0])
+            hashes = np.fromfile(
+                self._path, dtype=np.uint64, count=num_words, offset=first * _HASH_BYTES
+            )
+            yield Words(hashes, offsets - first)
 
     def take(self, rows: IndexArray) -> Words:
         """Words of ``rows``: prompt and response of each in turn."""
         offsets = self._offsets[0]
         starts, middles, ends = (offsets[2 * rows + place] for place in range(3))
         lengths = np.stack([middles - starts, ends - middles], axis=1).ravel()
-        parts = [self._hashes[start:end] for start, end in zip(starts, ends, strict=True)]
+        stored = self._mapped()
+        parts = [stored[start:end] for start, end in zip(starts, ends, strict=True)]
         hashes = np.concatenate([np.empty(0, dtype=np.uint64), *parts])
         return Words(hashes, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
 

@@ -148,9 +148,9 @@ class CurationSpec(Section):
     are not looked for."""
     seed: Seed = 0
     """Seed of the choice of held-out examples."""
-    max_memory_gb: Annotated[float, Field(ge=0.2)] = 2.0
+    max_memory_gb: PositiveFloat | None = None
     """Memory of the data engine in gigabytes; what does not fit is written to the run directory and
-    read again. Changes nothing in the result."""
+    read again. Changes nothing in the result. None: 80 % of the machine's memory."""
 
 
 class AnchorSpec(Section):

@@ -4,11 +4,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from tell_core.data import curation
 from tell_core.data.corpus import Corpus
 from tell_core.data.curation import PARTS, curate, curation_inputs, renderer_for
 from tell_core.data.rendering import Example
+from tell_core.data.workspace import MemoryLimitError
 from tell_core.errors import AnchorError, DataError
+from tell_core.pipeline import curate_stage
+from tell_core.spec.model import ExperimentSpec
 from tell_core.store import read_json
+from tests.fixtures.tiny import tiny_fields
 
 from .worlds import PREFIX, general_rows, make_spec, task_rows, write_rows, write_world
 
@@ -384,7 +389,9 @@ def test_progress_is_reported_in_rising_order(world, tokenizer):
     assert list(dict.fromkeys(step for step, _, _ in calls)) == [
         "read",
         "encode",
-        "compare",
+        "index words",
+        "near-duplicates",
+        "pieces of test items",
         "write",
     ]
     assert all(done <= total for _, done, total in calls)
@@ -399,3 +406,55 @@ def test_inputs_follow_the_data_and_not_their_directory(world, tmp_path_factory)
     assert inputs == curation_inputs(make_spec(elsewhere))
     write_rows(elsewhere / "chat.jsonl", general_rows(1))
     assert inputs != curation_inputs(make_spec(elsewhere))
+
+
+def _files(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_a_memory_limit_spills_and_changes_no_byte(world, tokenizer, monkeypatch):
+    noise = np.random.default_rng(0).bytes(6_000_000).hex()
+    unfit = [{"prompt": "", "response": noise[n * 200 : (n + 1) * 200]} for n in range(60_000)]
+    write_rows(world / "general.jsonl", [*unfit, *general_rows(100), *general_rows(20)])
+    spilled = []
+    monkeypatch.setattr(
+        curation, "read_source", _watched(curation.read_source, world / "small", spilled)
+    )
+
+    for name, max_memory_gb in (("large", None), ("small", 0.08)):
+        limits = {"max_tokens": 400, "max_memory_gb": max_memory_gb}
+        curate(make_spec(world, curation=limits), tokenizer, world / name)
+
+    assert _files(world / "small") == _files(world / "large")
+    assert sum(spilled) > 0
+
+
+def _watched(read_source, out, spilled):
+    """Notes the bytes that the data engine has written aside after each source."""
+
+    def watched(*arguments):
+        layout = read_source(*arguments)
+        spilled.extend(path.stat().st_size for path in out.glob(".duckdb-*/duckdb_temp*"))
+        return layout
+
+    return watched
+
+
+def test_a_memory_limit_too_low_for_any_work_is_an_error_with_the_mend(world, tokenizer):
+    spec = make_spec(world, curation={"max_memory_gb": 0.001})
+
+    with pytest.raises(MemoryLimitError, match=r"`curation\.max_memory_gb` 0\.001.*Raise it"):
+        curate(spec, tokenizer, world / "out")
+
+
+def test_the_memory_limit_is_no_part_of_identity(tiny_world, tmp_path):
+    fields = tiny_fields(tiny_world)
+    stages = [
+        curate_stage(
+            ExperimentSpec.model_validate(fields | {"curation": fields["curation"] | limit}),
+            tmp_path,
+        )
+        for limit in ({}, {"max_memory_gb": 1.0}, {"max_tokens": 63})
+    ]
+
+    assert [stage.reused for stage in stages] == [False, True, False]
