@@ -40,6 +40,7 @@ from tell_core.store import explain_disk_errors, read_json, write_json
 logger = logging.getLogger(__name__)
 
 _RECORD = "tracking.json"
+_TOKENS = ".tokens.arrow"
 _BATCH = 1000  # most metrics that one request to MLflow may carry
 _MAX_DESCRIPTION = 4900  # MLflow's file and SQL stores take 5000 characters
 _NUM_EXAMPLES = 2
@@ -149,7 +150,7 @@ def close_experiment(
     for name in FINAL_FILES:
         if (root / name).exists():
             client.log_artifact(parent, str(root / name))
-    client.log_artifacts(parent, str(curated.path), "curate")
+    _log_curated(client, parent, curated.path)
     client.log_artifacts(parent, str(root / "predictions"), "predictions")
     _log_leverage(client, parent, read_json(root / "leverage.json"))
     uri = register_best(client, spec, root, record, curated, outcomes)
@@ -221,6 +222,13 @@ def end_experiment(root: Path, status: Literal["FAILED", "KILLED"]) -> None:
                 client.set_terminated(record["parent"], status)
     except (TellError, MlflowException) as error:
         logger.warning("the MLflow run could not be marked as %s: %s", status, error)
+
+
+def _log_curated(client: MlflowClient, run_id: str, curated: Path) -> None:
+    """Log corpora, evidence and the page that shows them; tokens can be made again from these."""
+    for path in sorted(curated.iterdir()):
+        if not path.name.endswith(_TOKENS):
+            client.log_artifact(run_id, str(path), "curate")
 
 
 def _recorded(client: MlflowClient, record: Mapping[str, Any]) -> dict[tuple[str, str], str]:

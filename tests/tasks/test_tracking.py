@@ -1,12 +1,13 @@
 import math
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.stores import tracking_uri, without_password
-from tasks.tracking import _metric, _safe, connect, run_url
+from tasks.tracking import _log_curated, _metric, _safe, connect, run_url
 from tell_core.errors import InputError
 
 
@@ -44,6 +45,18 @@ def test_a_server_that_is_not_there_is_explained(tmp_path: Path, monkeypatch):
 
     with pytest.raises(InputError, match="--no-track"):
         connect(tmp_path)
+
+
+def test_the_page_of_the_corpus_is_logged_and_its_tokens_are_not(tmp_path: Path):
+    for name in ("corpus.html", "general.parquet", "general.tokens.arrow", "rejects.parquet"):
+        (tmp_path / name).touch()
+    client = Mock()
+
+    _log_curated(client, "run", tmp_path)
+
+    logged = [Path(call.args[1]).name for call in client.log_artifact.call_args_list]
+    assert logged == ["corpus.html", "general.parquet", "rejects.parquet"]
+    assert {call.args[2] for call in client.log_artifact.call_args_list} == {"curate"}
 
 
 def test_a_password_is_never_shown():
