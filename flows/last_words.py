@@ -27,7 +27,13 @@ def note_if_killed(root: Path) -> Iterator[None]:
     group; it imports nothing before it is needed.
     """
     command = [sys.executable, "-m", "flows.last_words", str(root.absolute())]
-    waiting = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    waiting = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,  # or it would hold the run's own output open after its end
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     assert waiting.stdin is not None
     try:
         yield
