@@ -21,6 +21,7 @@ from tell_core.training.checkpoints import remove_checkpoints
 from tell_core.training.collation import check_examples
 from tell_core.training.identity import training_fields
 from tell_core.training.probes import save_probe
+from tell_core.training.ranks import check_ranks, helper_arguments, open_ranks
 from tell_core.training.trainer import OnProgress, Trainer, checkpoint_directory, seed_step
 
 if TYPE_CHECKING:
@@ -75,10 +76,11 @@ def train_cell(
         PreemptedError: SIGTERM came; a checkpoint was written.
     """
     device = devices.resolve_device(training.device)
+    check_ranks(training, device)
     with devices.exclusive_device(device), devices.cpu_threads(training.threads):
         precision = devices.resolve_precision(dtype, device, training.method)
-        base = loaded or _load_base(model_path, revision, training, dtype, device)
-        mixture, probe = _read_inputs(inputs, base.model)
+        base = loaded or load_base(model_path, revision, training, dtype, device)
+        mixture, probe = read_inputs(inputs, base.model)
         identity = _identity(
             base.digest, mixture.digest, _probe_digest(inputs), training, seed, dtype
         )
@@ -87,14 +89,21 @@ def train_cell(
         if finished is not None:
             return finished
         is_shared = loaded is not None
-        with _trainable(base.model, training, seed, device, is_shared) as model:
+        with trainable(base.model, training, seed, device, is_shared=is_shared) as model:
             trainer = Trainer(model, mixture, probe, training, seed, device, precision)
-            with explain_disk_errors(out):
+            helpers = helper_arguments(
+                model_path=model_path,
+                revision=revision,
+                inputs=inputs,
+                training=training,
+                dtype=dtype,
+            )
+            with open_ranks(helpers, trainer, training.num_ranks), explain_disk_errors(out):
                 trainer.run(out, identity, on_progress)
                 return _write_results(trainer, base.tokenizer, out, identity)
 
 
-def _load_base(
+def load_base(
     model_path: str,
     revision: str | None,
     training: TrainingSpec,
@@ -109,7 +118,7 @@ def _load_base(
     return models.shared_model(model_path, revision=revision, dtype=dtype, device=device)
 
 
-def _read_inputs(inputs: Path, model: PreTrainedModel) -> tuple[Mixture, EncodedExamples]:
+def read_inputs(inputs: Path, model: PreTrainedModel) -> tuple[Mixture, EncodedExamples]:
     """Mixture and probe examples, checked against the model."""
     mixture = open_mixture(inputs)
     if len(mixture.order) == 0:
@@ -148,19 +157,23 @@ def _finished_summary(out: Path, identity: str) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _trainable(
+def trainable(
     base: PreTrainedModel,
     training: TrainingSpec,
     seed: int,
     device: torch.device,
+    *,
     is_shared: bool,
 ) -> Iterator[nn.Module]:
-    """The model to train, on ``device`` and in training mode; a shared base is left as it was."""
+    """The model to train, on ``device`` and in training mode; a shared base is left as it was.
+
+    Adapters begin with weights drawn by ``seed``.
+    """
     is_full = training.method == "full"
     needs_copy = is_shared and (is_full or base.device != device)
     model = nn.Module.to(copy.deepcopy(base) if needs_copy else base, device)
     cuda = [device.index] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
+    with torch.random.fork_rng(devices=cuda), models.checkpointed(model, training):
         seed_step(seed, 0)
         if is_full:
             yield nn.Module.float(model).requires_grad_(True).train()
@@ -195,10 +208,11 @@ def _write_results(
         "tokens_per_second": progress.tokens / seconds,
         "supervised_tokens_per_second": progress.supervised_tokens / seconds,
         "padding_share": 1 - progress.tokens / progress.padded_tokens,
-        "batching": trainer.limits.layout,
-        "micro_batch_tokens": trainer.limits.max_tokens,
+        "batching": trainer.engine.limits.layout,
+        "micro_batch_tokens": trainer.engine.limits.max_tokens,
         "forward_passes": progress.forward_passes,
         "num_out_of_memory": progress.num_out_of_memory,
+        "num_ranks": trainer.training.num_ranks,
         "peak_memory_bytes": trainer.peak_memory_bytes(),
         "device": trainer.device.type,
         "dtype": trainer.precision.name,

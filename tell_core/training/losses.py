@@ -114,36 +114,47 @@ def chunked_nll(
         return torch.cat(
             [checkpoint(_head_nll, head, *part, use_reentrant=False) for part in parts]
         )
-    return cast(torch.Tensor, _FrozenHeadNll.apply(head, hidden_SD, targets_S, chunk))  # type: ignore[no-untyped-call]
+    nll_S, gradient_SD = _with_gradient(head, hidden_SD.detach(), targets_S, chunk)
+    return cast(torch.Tensor, _KnownGradient.apply(hidden_SD, nll_S, gradient_SD))  # type: ignore[no-untyped-call]
 
 
-class _FrozenHeadNll(torch.autograd.Function):
-    """Loss and its gradient by the hidden states in one pass over the chunks.
+def _with_gradient(
+    head: Head, hidden_SD: torch.Tensor, targets_S: torch.Tensor, chunk: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss (S,) and its gradient by the hidden states (S, D) in one pass over the chunks.
 
-    The loss of a token depends on its own hidden state only, so the gradient of the sum holds
-    the gradient of every token's loss, and whatever weights these get multiplies it row by row.
+    The loss of a token depends on its own hidden state only, so the gradient of their sum holds,
+    row by row, the gradient of each.
     """
+    losses: list[torch.Tensor] = []
+    gradients: list[torch.Tensor] = []
+    for hidden_CD, targets_C in zip(
+        torch.split(hidden_SD, chunk), torch.split(targets_S, chunk), strict=True
+    ):
+        hidden_CD = hidden_CD.detach().requires_grad_()
+        nll_C = _head_nll(head, hidden_CD, targets_C)
+        gradients += torch.autograd.grad(nll_C.sum(), hidden_CD)
+        losses.append(nll_C.detach())
+    return torch.cat(losses), torch.cat(gradients)
+
+
+class _KnownGradient(torch.autograd.Function):
+    """Losses whose gradient by the hidden states is there already."""
 
     @staticmethod
     def forward(
-        ctx: Any, head: Head, hidden_SD: torch.Tensor, targets_S: torch.Tensor, chunk: int
+        ctx: Any,
+        hidden_SD: torch.Tensor,  # noqa: ARG004 — what the gradient is by
+        nll_S: torch.Tensor,
+        gradient_SD: torch.Tensor,
     ) -> torch.Tensor:
-        nll_S = torch.empty(len(targets_S), dtype=torch.float32, device=hidden_SD.device)
-        gradient_SD = torch.empty_like(hidden_SD)
-        for start in range(0, len(targets_S), chunk):
-            part = slice(start, start + chunk)
-            with torch.enable_grad():
-                hidden_CD = hidden_SD[part].detach().requires_grad_()
-                nll_C = _head_nll(head, hidden_CD, targets_S[part])
-            (gradient_SD[part],) = torch.autograd.grad(nll_C.sum(), hidden_CD)
-            nll_S[part] = nll_C.detach()
         ctx.save_for_backward(gradient_SD)
-        return nll_S
+        return nll_S.clone()
 
     @staticmethod
-    def backward(ctx: Any, *weights: torch.Tensor) -> tuple[None, torch.Tensor, None, None]:
+    def backward(ctx: Any, *weights: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (gradient_SD,) = ctx.saved_tensors
-        return None, gradient_SD * weights[0].to(gradient_SD.dtype)[:, None], None, None
+        return gradient_SD * weights[0].to(gradient_SD.dtype)[:, None], None, None
 
 
 def _head_nll(head: Head, hidden_CD: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:

@@ -289,6 +289,30 @@ def _linear_names(model: nn.Module) -> list[str]:
     return sorted({name.split(".")[-1] for name, m in modules if isinstance(m, nn.Linear)})
 
 
+@contextmanager
+def checkpointed(model: nn.Module, training: TrainingSpec) -> Iterator[None]:
+    """Keep activations at the borders of layers only, if so wished, then all of them again.
+
+    Raises:
+        ModelError: The model cannot do it.
+    """
+    if not training.gradient_checkpointing:
+        yield
+        return
+    switched = cast("Any", model)
+    try:
+        switched.gradient_checkpointing_enable({"use_reentrant": False})
+    except ValueError as error:
+        raise ModelError(
+            f"this {switched.config.model_type} model does not support training."
+            f"gradient_checkpointing ({error}); leave it off"
+        ) from error
+    try:
+        yield
+    finally:
+        switched.gradient_checkpointing_disable()
+
+
 def save_trained(model: nn.Module, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
     """Write ``out/adapter`` (LoRA) or ``out/model`` (full), complete or not at all.
 

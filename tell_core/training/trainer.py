@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -27,7 +27,7 @@ from tell_core.data.encoding import EncodedExamples, IntArray, Mixture
 from tell_core.errors import SpecError, TrainingError
 from tell_core.training import devices
 from tell_core.training.attention import attended, choose_limits
-from tell_core.training.batching import BatchCounts, Limits, count_batches, tighter
+from tell_core.training.batching import BatchCounts, count_batches, tighter
 from tell_core.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from tell_core.training.collation import FloatArray
 from tell_core.training.gradients import StepLosses, step_gradients
@@ -40,6 +40,7 @@ from tell_core.training.optimisation import (
     trainable_parameters,
 )
 from tell_core.training.probes import ProbeSet, TracedTokens, probe_steps
+from tell_core.training.ranks import Ranks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,6 +53,7 @@ OnProgress = Callable[[int, int, dict[str, Any]], None]
 
 LOG_FILE = "log.jsonl"
 _SEED_STRIDE = 1_000_003
+_RANK_STRIDE = 2**31  # beyond every seed of a specification
 _FLUSH_SECONDS = 2.0
 _SHOWN_EXAMPLES = 8
 
@@ -118,6 +120,100 @@ class Progress:
     kept_weights: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
+class StepEngine:
+    """A model and its data: the gradient of any step, in forward passes that fit into memory.
+
+    Attributes:
+        limits: Layout and size of forward passes; smaller after memory ran out.
+        num_out_of_memory: How often it ran out.
+        parameters: The trained parameters, by name.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        mixture: Mixture,
+        training: TrainingSpec,
+        device: torch.device,
+        precision: devices.Precision,
+    ) -> None:
+        self.model = model
+        self.mixture = mixture
+        self.batch_size = training.batch_size
+        self.device = device
+        self.precision = precision
+        self.parameters = trainable_parameters(model)
+        self.num_out_of_memory = 0
+        self.limits = choose_limits(
+            cast("PreTrainedModel", model), mixture.examples, self.rows(0), training, device,
+            precision,
+        )  # fmt: skip
+
+    def rows(self, step: int) -> IntArray:
+        """The examples of a step, shape (B,)."""
+        return self.mixture.order[step * self.batch_size : (step + 1) * self.batch_size]
+
+    def attended(self) -> AbstractContextManager[None]:
+        """Context in which gradients are computed: packed examples are kept apart."""
+        return attended(cast("PreTrainedModel", self.model), self.limits)
+
+    def count_batches(self) -> BatchCounts:
+        """What the whole training will compute, at the present limits."""
+        lengths, order = self.mixture.examples.lengths, self.mixture.order
+        return count_batches(lengths, order, self.batch_size, self.limits)
+
+    def gradients(self, step: int, seed: int, ranks: Ranks | None = None) -> StepLosses:
+        """Gradient of one step; when memory runs out, again in smaller forward passes.
+
+        Raises:
+            TrainingError: Memory ran out with one example at a time.
+        """
+        rows = self.rows(step)
+        share = ranks.share(self.mixture.examples.lengths[rows]) if ranks else None
+        while True:
+            seed_step(seed, step + 1, ranks.rank if ranks else 0)
+            self.model.zero_grad(set_to_none=True)
+            try:
+                losses = step_gradients(
+                    self.model,
+                    self.mixture.examples,
+                    rows,
+                    limits=self.limits,
+                    device=self.device,
+                    precision=self.precision,
+                    share=share,
+                )
+            except torch.OutOfMemoryError as error:
+                self._tighten(step, rows if share is None else rows[share], error)
+                continue
+            if ranks:
+                ranks.add_up(losses, rows)
+            return losses
+
+    def _tighten(self, step: int, rows: IntArray, error: torch.OutOfMemoryError) -> None:
+        """Halve the largest forward pass; step, effective batch and loss stay what they are."""
+        lengths = self.mixture.examples.lengths[rows]
+        limits = tighter(self.limits, lengths)
+        if limits is None:
+            raise TrainingError(
+                f"out of memory on {self.device} at step {step}, with one example of up to"
+                f" {lengths.max()} tokens at a time; set training.gradient_checkpointing: true,"
+                " lower curation.max_tokens, or use a smaller model"
+            ) from error
+        logger.warning(
+            "out of memory on %s at step %d: forward passes of at most %s tokens instead of %s from"
+            " here on; the step and its loss are the same",
+            self.device,
+            step,
+            limits.max_tokens,
+            self.limits.max_tokens,
+        )
+        self.limits = limits
+        self.num_out_of_memory += 1
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
 class Trainer:
     """A model, its data and its optimiser, moved on one step at a time."""
 
@@ -148,23 +244,11 @@ class Trainer:
         self.probe_set = ProbeSet.prepare(probe, device)
         self.traced_tokens = TracedTokens.choose(self.probe_set, training.trace_tokens)
         self.probe_steps = probe_steps(self.num_steps, training.num_probes)
-        self.parameters = trainable_parameters(model)
+        self.engine = StepEngine(model, mixture, training, device, precision)
+        self.parameters = self.engine.parameters
         self.optimiser = create_optimiser(self.parameters, training.weight_decay)
-        rows = mixture.order[: training.batch_size]
-        self._wished = choose_limits(
-            cast("PreTrainedModel", model), mixture.examples, rows, training, device, precision
-        )
-        self.progress = Progress(max_tokens=self._wished.max_tokens)
-
-    @property
-    def limits(self) -> Limits:
-        """Layout and size of forward passes; smaller than wished after memory ran out."""
-        return replace(self._wished, max_tokens=self.progress.max_tokens)
-
-    def count_batches(self) -> BatchCounts:
-        """What the whole training will compute, at the present limits."""
-        lengths, order = self.mixture.examples.lengths, self.mixture.order
-        return count_batches(lengths, order, self.training.batch_size, self.limits)
+        self.ranks: Ranks | None = None
+        self.progress = Progress()
 
     def run(self, out: Path, identity: str, on_progress: OnProgress | None = None) -> None:
         """Train from the last checkpoint under ``out``, or from the start, to the last step."""
@@ -174,7 +258,7 @@ class Trainer:
             logger.info("going on from step %d of %d", checkpoint.step, self.num_steps)
         devices.reset_peak_memory(self.device)
         with (
-            attended(cast("PreTrainedModel", self.model), self.limits),
+            self.engine.attended(),
             _stop_requests() as stop_requested,
             _LogFile(out, self.progress.log) as log_file,
         ):
@@ -206,13 +290,14 @@ class Trainer:
         started = time.perf_counter()
         progress, training = self.progress, self.training
         step = progress.step
-        rows = self.mixture.order[step * training.batch_size : (step + 1) * training.batch_size]
-        losses = self._gradients(rows)
+        losses = self._gradients(step)
         grad_norm = float(
             nn.utils.clip_grad_norm_(self.parameters.values(), training.max_grad_norm)
         )
         if not (math.isfinite(losses.total) and math.isfinite(grad_norm)):
-            raise DivergedError(_not_finite_message(step, rows, losses, grad_norm))
+            raise DivergedError(
+                _not_finite_message(step, self.engine.rows(step), losses, grad_norm)
+            )
         peak = training.candidates[0].learning_rate
         rate = learning_rate_at(step, self.num_steps, training, peak)
         set_learning_rate(self.optimiser, rate)
@@ -232,49 +317,12 @@ class Trainer:
         self._account(record, losses)
         return record
 
-    def _gradients(self, rows: IntArray) -> StepLosses:
-        """Gradient of one step; when memory runs out, again in smaller forward passes."""
-        while True:
-            seed_step(self.seed, self.progress.step + 1)
-            self.optimiser.zero_grad(set_to_none=True)
-            try:
-                return step_gradients(
-                    self.model,
-                    self.mixture.examples,
-                    rows,
-                    limits=self.limits,
-                    device=self.device,
-                    precision=self.precision,
-                )
-            except torch.OutOfMemoryError as error:
-                self._tighten(rows, error)
-
-    def _tighten(self, rows: IntArray, error: torch.OutOfMemoryError) -> None:
-        """Halve the largest forward pass; step, effective batch and loss stay what they are.
-
-        Raises:
-            TrainingError: Every example has a forward pass of its own already.
-        """
-        lengths = self.mixture.examples.lengths[rows]
-        limits = tighter(self.limits, lengths)
-        if limits is None:
-            raise TrainingError(
-                f"out of memory on {self.device} at step {self.progress.step}, with one example of"
-                f" up to {lengths.max()} tokens at a time; set training.gradient_checkpointing:"
-                " true, lower curation.max_tokens, or use a smaller model"
-            ) from error
-        logger.warning(
-            "out of memory on %s at step %d: forward passes of at most %s tokens instead of %s from"
-            " here on; the step and its loss are the same",
-            self.device,
-            self.progress.step,
-            limits.max_tokens,
-            self.limits.max_tokens,
-        )
-        self.progress.max_tokens = limits.max_tokens
-        self.progress.num_out_of_memory += 1
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+    def _gradients(self, step: int) -> StepLosses:
+        """Gradient of one step, all ranks together."""
+        if self.ranks:
+            self.ranks.announce(step, self.seed)
+            self.ranks.hand_round()
+        return self.engine.gradients(step, self.seed, self.ranks)
 
     def _account(self, record: StepRecord, losses: StepLosses) -> None:
         progress = self.progress
@@ -284,6 +332,8 @@ class Trainer:
         progress.padded_tokens += losses.num_padded_tokens
         progress.supervised_tokens += losses.num_supervised
         progress.forward_passes += losses.num_forward_passes
+        progress.max_tokens = self.engine.limits.max_tokens
+        progress.num_out_of_memory = self.engine.num_out_of_memory
         progress.final_loss = record.loss
         progress.log.append(json.dumps(asdict(record)) + "\n")
 
@@ -351,6 +401,9 @@ class Trainer:
             traces=list(tensors["traces"].numpy()),
             kept_weights=_with_prefix(tensors, "kept/"),
         )
+        if self.progress.num_out_of_memory:
+            self.engine.num_out_of_memory = self.progress.num_out_of_memory
+            self.engine.limits = replace(self.engine.limits, max_tokens=self.progress.max_tokens)
 
     def take_kept_weights(self) -> None:
         """Give the model the weights that are to be kept."""
@@ -424,9 +477,9 @@ def checkpoint_directory(out: Path) -> Path:
     return out / "checkpoints"
 
 
-def seed_step(seed: int, number: int) -> None:
+def seed_step(seed: int, number: int, rank: int = 0) -> None:
     """Seed torch: number 0 for adapter initialisation, ``step + 1`` for the dropout of a step."""
-    torch.manual_seed(seed * _SEED_STRIDE + number)
+    torch.manual_seed((rank * _RANK_STRIDE + seed) * _SEED_STRIDE + number)
 
 
 def _with_prefix(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

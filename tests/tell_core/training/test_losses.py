@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Callable
 
 import numpy as np
@@ -8,6 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, PreTrainedModel
 
 from tell_core.data.encoding import EncodedExamples
+from tell_core.training import losses
 from tell_core.training.collation import collate
 from tell_core.training.losses import supervised_logits, supervised_nll
 from tell_core.training.models import LoadedModel
@@ -53,6 +55,76 @@ def test_a_model_without_output_layer_module_falls_back_to_full_logits(
     fallen_back = supervised_nll(Wrapped(), batch)
 
     torch.testing.assert_close(fallen_back, supervised_nll(base.model, batch))
+
+
+@pytest.mark.parametrize("is_trained", [False, True])
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_losses_and_gradients_in_chunks_equal_those_of_all_logits_at_once(
+    random_examples: Callable[..., EncodedExamples],
+    base: LoadedModel,
+    monkeypatch: pytest.MonkeyPatch,
+    chunk: int,
+    is_trained: bool,
+):
+    """Plain logits, capped ones (Gemma 2) and positions that are learned (GPT-2)."""
+    batch = collate(random_examples(3, 3), range(6), CPU)
+    weights_S = torch.linspace(-1, 2, len(batch.targets_S))
+
+    for model in [base.model, *other_architectures()]:
+        model = copy.deepcopy(model).double()
+        model.get_output_embeddings().weight = nn.Parameter(
+            model.get_output_embeddings().weight.detach().clone(), requires_grad=is_trained
+        )
+
+        def losses_and_gradients(model: nn.Module = model) -> list[torch.Tensor]:
+            model.zero_grad()
+            nll_S = supervised_nll(model, batch)
+            (nll_S * weights_S).sum().backward()
+            return [nll_S.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+
+        at_once = losses_and_gradients()
+        with monkeypatch.context() as patch:
+            patch.setitem(losses.LOGIT_BYTES, "cpu", chunk * 4 * 61)
+            in_chunks = losses_and_gradients()
+
+        for found, expected in zip(in_chunks, at_once, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_logits_of_all_supervised_tokens_never_stand_in_memory_at_once(
+    random_examples: Callable[..., EncodedExamples],
+    base: LoadedModel,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    model, rows = copy.deepcopy(base.model), []
+    model.lm_head.register_forward_hook(lambda _, __, out: rows.append(out.shape[-2]))
+    model.lm_head.weight.requires_grad_(False)
+    batch = collate(random_examples(3, 3), range(6), CPU)
+    monkeypatch.setitem(losses.LOGIT_BYTES, "cpu", 5 * 4 * 61)
+
+    supervised_nll(model, batch).sum().backward()
+
+    assert max(rows) == 5 < len(batch.targets_S)
+
+
+def test_an_output_layer_that_does_more_is_not_taken_apart(
+    random_examples: Callable[..., EncodedExamples],
+    base: LoadedModel,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    class Shifted(type(base.model)):  # type: ignore[misc]
+        def forward(self, **arguments: object) -> object:
+            output = super().forward(**arguments)
+            output.logits = output.logits + torch.arange(61.0)
+            return output
+
+    model = copy.deepcopy(base.model)
+    model.__class__ = Shifted
+    batch = collate(random_examples(2, 2), range(4), CPU)
+    expected = supervised_nll(model, batch)
+    monkeypatch.setitem(losses.LOGIT_BYTES, "cpu", 4 * 61)
+
+    torch.testing.assert_close(supervised_nll(model, batch), expected)
 
 
 def test_padding_and_neighbours_do_not_change_the_loss_of_an_example(
