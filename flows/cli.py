@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.cell_commands import cell_app
+from flows.prediction_commands import predictions
 from flows.printing import duration, explained, print_json, print_table
 from flows.quanta_commands import quanta_app
 from flows.registry_commands import app as registry_app
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 
 app.add_typer(cell_app, name="cell")
+quanta_app.command()(predictions)
 app.add_typer(quanta_app, name="quanta")
 app.add_typer(registry_app)
 

@@ -117,13 +117,16 @@ def item_verdicts(steps: npt.NDArray[np.integer], losses: FloatArray) -> list[It
     return shape_verdicts(np.log1p(steps.astype(np.float64)), losses)
 
 
-def shape_verdicts(time: FloatArray, losses: FloatArray) -> list[ItemVerdict]:
+def shape_verdicts(
+    time: FloatArray, losses: FloatArray, *, is_guarded: bool = True
+) -> list[ItemVerdict]:
     """Judge curves over any logarithmic scale, such as that of an amount of data.
 
     Args:
         time: Shape (P,). Logarithm of the scale, never falling; several measurements of one item
             at one scale, such as those of several seeds, stand side by side.
         losses: Shape (P, N). In nats.
+        is_guarded: Whether steps go through the bootstrap, which takes most of the time.
 
     Returns:
         As `item_verdicts`; `MIN_POINTS` counts different scales.
@@ -132,7 +135,7 @@ def shape_verdicts(time: FloatArray, losses: FloatArray) -> list[ItemVerdict]:
         reason = f"{num_scales} points; at least {MIN_POINTS} are needed"
         return [_unjudged(curve, reason) for curve in losses.T]
     is_finite = np.asarray(np.isfinite(losses).all(axis=0))
-    judged = iter(_judge(time, losses.T[is_finite]))
+    judged = iter(_judge(time, losses.T[is_finite], is_guarded))
     return [
         next(judged) if finite else _unjudged(curve, "a loss is not a finite number")
         for finite, curve in zip(is_finite, losses.T, strict=True)
@@ -247,7 +250,7 @@ def _unjudged(curve: FloatArray, reason: str) -> ItemVerdict:
     return ItemVerdict("undetermined", reason, {}, None, None, drop if np.isfinite(drop) else None)
 
 
-def _judge(time: FloatArray, curves: FloatArray) -> list[ItemVerdict]:
+def _judge(time: FloatArray, curves: FloatArray, is_guarded: bool) -> list[ItemVerdict]:
     """Verdicts of curves (N, P) without gaps at times (P,)."""
     scores, step = _class_scores(time, curves)
     turning = aicc(fit_parabola(time, curves), len(time), 4) - scores.min(axis=1)
@@ -259,7 +262,7 @@ def _judge(time: FloatArray, curves: FloatArray) -> list[ItemVerdict]:
     ]
     return [
         replace(verdict, guard_share=_guard_share(time, curve))
-        if verdict.verdict == "step"
+        if is_guarded and verdict.verdict == "step"
         else verdict
         for verdict, curve in zip(verdicts, curves, strict=True)
     ]

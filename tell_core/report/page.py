@@ -25,6 +25,7 @@ from tell_core.report.leverage import leverage
 from tell_core.report.limits import limits, reproduce
 from tell_core.report.palette import MARKER_PATHS, css_variables
 from tell_core.report.predictions import item_bytes, predictions
+from tell_core.report.predictions_table import mechanism
 from tell_core.report.price import price
 from tell_core.report.reading import RunFiles, read_run
 from tell_core.report.svg import SYSTEM_FONTS
@@ -44,6 +45,7 @@ _SECTIONS: tuple[Callable[[RunFiles], Section], ...] = (
     uncertainty,
     predictions,
     emergence,
+    mechanism,
     ledger,
     curation,
     shuffle,
@@ -51,7 +53,16 @@ _SECTIONS: tuple[Callable[[RunFiles], Section], ...] = (
     limits,
     reproduce,
 )
-_LEFT_OUT_FIRST = (emergence, predictions, prompts, curation, shuffle, ledger, uncertainty)
+_LEFT_OUT_FIRST = (
+    emergence,
+    mechanism,
+    predictions,
+    prompts,
+    curation,
+    shuffle,
+    ledger,
+    uncertainty,
+)
 _LEFT_OUT = (
     "Left out, for with it this page would be larger than 5 MB. Its figures are in figures/ of the"
     " run directory, its numbers in the files beside."

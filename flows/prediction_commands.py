@@ -1,0 +1,47 @@
+"""``tell quanta predictions``: the seven predictions of the quantization hypothesis on a run."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.printing import explained, print_json, print_table
+
+
+@explained
+def predictions(
+    directory: Annotated[
+        Path, typer.Argument(help="Directory that a run printed.", show_default=False)
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> None:
+    """Test the seven predictions of the quantization hypothesis on a finished run."""
+    from tell_core.analysis.predictions import measure_predictions
+    from tell_core.report.page import write_report
+    from tell_core.results import sole_owner
+
+    with sole_owner(directory):
+        table = measure_predictions(directory, _say)
+        report = write_report(directory)
+    if as_json:
+        print_json(table)
+        return
+    print_table([_row(row) for row in table["predictions"]])
+    print(f"numbers:   {directory / 'quanta' / 'predictions.json'}\nreport:    {report}")
+
+
+def _say(what: str, done: int, total: int) -> None:
+    print(f"{what} {done} of {total}", file=sys.stderr, flush=True)
+
+
+def _row(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "": row["prediction"],
+        "verdict": row["verdict"],
+        "estimate": row["estimate"],
+        "low": row["low"],
+        "high": row["high"],
+        "p (Holm)": row["p_holm"],
+        "measured, or what it needs": row["reason"] or row["measure"],
+    }

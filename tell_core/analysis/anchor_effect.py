@@ -1,0 +1,137 @@
+"""What the anchor prompt does: separable hidden states, and whether they carry the gain (P4)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from tell_core.analysis.mechanism import CLAIMS, RunCells, unmeasured
+from tell_core.analysis.multiple import two_sided_p_value
+from tell_core.analysis.prediction import Component, Finding
+from tell_core.analysis.resampling import FloatArray, interval, seed_deviations
+from tell_core.errors import AnalysisError
+
+if TYPE_CHECKING:
+    from tell_core.analysis.cells import AnalysedCell
+    from tell_core.analysis.separability import Separability
+
+ANCHOR_ARMS = ("tell", "tell_no_anchor", "tell_random_anchor", "sft")
+_ANCHORED = {"tell": "anchor", "tell_random_anchor": "random text", "tell_no_anchor": "none",
+             "sft": "own instruction"}  # fmt: skip
+
+
+def anchor_mediates(run: RunCells) -> Finding:
+    """P4: separability of hidden states with and without the anchor, and the gain it carries.
+
+    Cells at the smallest task budget and the largest general budget. The first component is the
+    gain that a random text of equal length does not give, the second the separability that the
+    anchor adds to no anchor; both must be above 0. The table compares anchor and general data two
+    by two.
+    """
+    if missing := [arm for arm in ANCHOR_ARMS if not _cells(run, arm)]:
+        return unmeasured("P4", f"arms {', '.join(missing)}")
+    metric = run.spec.analysis.primary_metric
+    gain = run.difference(
+        metric, "tell", "tell_random_anchor", f"{metric}: tell minus tell_random_anchor"
+    )
+    if gain is None:
+        return unmeasured("P4", "at least 2 seeds of tell and tell_random_anchor")
+    try:
+        found = {arm: [_probe(run, cell) for cell in _cells(run, arm)] for arm in ANCHOR_ARMS}
+    except AnalysisError as error:
+        return unmeasured("P4", str(error))
+    areas = {arm: np.array([one.auc for one, _ in probes]) for arm, probes in found.items()}
+    added = _seed_component(
+        "AUC of task against general states: tell minus tell_no_anchor",
+        areas["tell"] - areas["tell_no_anchor"],
+        run,
+    )
+    return Finding(
+        "P4",
+        CLAIMS["P4"],
+        (gain, added),
+        remark=_remark(run, metric, areas),
+        figure={
+            "table": [_table_row(run, metric, arm, found[arm]) for arm in ANCHOR_ARMS],
+            "projections": {arm: found[arm][0][1] for arm in ANCHOR_ARMS},
+        },
+    )
+
+
+def _cells(run: RunCells, arm: str) -> list[AnalysedCell]:
+    """Trained cells of an arm at the chosen budgets, by seed."""
+    found = [
+        cell
+        for cell in run.of(arm, task_budget_tokens=run.task_budget)
+        if cell.general_budget_tokens in (None, run.general_budget) and cell.trained
+    ]
+    return sorted(found, key=lambda cell: cell.seed)
+
+
+def _probe(run: RunCells, cell: AnalysedCell) -> tuple[Separability, list[dict[str, Any]]]:
+    """Separability of the probe set's last prompt states in a cell's model, and their projection.
+
+    The state is taken after half of the blocks; every probe item is a document of its own.
+    """
+    from tell_core.analysis.quanta.loading import load_subject
+    from tell_core.analysis.separability import last_prompt_states, projection, separability
+    from tell_core.data.encoding import EncodedExamples
+
+    model, _ = load_subject(
+        run.spec.model.id, revision=run.spec.model.revision, trained=cell.trained
+    )
+    examples = EncodedExamples.load(cell.mixed / "probe.safetensors")
+    layer = max(1, int(cast("Any", model).config.num_hidden_layers) // 2)
+    states = last_prompt_states(model, examples, layer)
+    is_task = np.asarray(examples.is_task, dtype=bool)
+    found = separability(states, is_task, np.arange(len(examples)))
+    points = [
+        {"x": float(x), "y": float(y), "role": "task" if task else "general"}
+        for (x, y), task in zip(projection(states), is_task, strict=True)
+    ]
+    return found, points
+
+
+def _seed_component(name: str, differences: FloatArray, run: RunCells) -> Component:
+    """Mean difference over seeds, with Student's interval from draws."""
+    draws = differences.mean() + seed_deviations(len(differences), run.resampling) @ differences
+    low, high = interval(draws, draws, run.resampling.confidence)
+    estimate = float(differences.mean())
+    p_value = two_sided_p_value(draws, draws) if np.ptp(draws) > 0 else 1.0
+    return Component(name, estimate, low, high, p_value, estimate > 0)
+
+
+def _table_row(
+    run: RunCells, metric: str, arm: str, probes: list[tuple[Separability, list[dict[str, Any]]]]
+) -> dict[str, Any]:
+    point = run.point(metric, arm)
+    return {
+        "arm": arm,
+        "on_task_prompts": _ANCHORED[arm],
+        "has_general_data": arm != "sft",
+        "auc": float(np.mean([one.auc for one, _ in probes])),
+        "auc_p_value": max(one.p_value for one, _ in probes),
+        "score": float(point.scores.mean()) if point is not None else None,
+    }
+
+
+def _remark(run: RunCells, metric: str, areas: dict[str, FloatArray]) -> str:
+    """The share of the gain that goes with the anchor, and whether the probe is at its ceiling."""
+    scores = {
+        arm: float(point.scores.mean())
+        for arm in ANCHOR_ARMS
+        if (point := run.point(metric, arm)) is not None
+    }
+    whole = scores["tell"] - scores["sft"]
+    words = (
+        f"Of TELL's gain over SFT, {whole:+.2f}, {scores['tell_no_anchor'] - scores['sft']:+.2f}"
+        f" remains without an anchor and {scores['tell_random_anchor'] - scores['sft']:+.2f} with"
+        " a random text."
+    )
+    if areas["tell_no_anchor"].min() > 0.99:
+        words += (
+            " Task and general prompts are told apart without any anchor (AUC above 0.99): on these"
+            " data the anchor has nothing left to add to separability."
+        )
+    return words

@@ -1,0 +1,120 @@
+"""The table of predictions P1 to P7 of a finished run, and the learning orders behind it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tell_core.analysis.anchor_effect import anchor_mediates
+from tell_core.analysis.finished import finished_run
+from tell_core.analysis.mechanism import (
+    RunCells,
+    emergence_with_data,
+    learning_orders,
+    leverage_above_one,
+    shared_before_specific,
+    shuffle_beats_order,
+    time_by_frequency,
+    unmeasured,
+)
+from tell_core.analysis.prediction import Finding, judge
+from tell_core.analysis.registration import SPLIT_FILE, Split, register_split
+from tell_core.analysis.sequence import learning_order
+from tell_core.errors import AnalysisError
+from tell_core.evaluation.metrics import build_metrics
+from tell_core.store import read_json, write_json
+
+QUANTA_DIRECTORY = "quanta"
+PREDICTIONS_FILE = "predictions.json"
+SEQUENCE_FILE = "sequence.json"
+_NEEDS_P7 = (
+    "gradients of both groups at several points of the training; a run keeps the weights of its"
+    " kept step alone"
+)
+
+Progress = Callable[[str, int, int], None]
+
+
+def measure_predictions(root: Path, on_progress: Progress | None = None) -> dict[str, Any]:
+    """Test P1 to P7 on a finished run.
+
+    The split into shared and specific units is registered first, in ``quanta/split.json``. Written
+    are ``quanta/predictions.json`` (the table, with the numbers of its figures) and
+    ``quanta/sequence.json`` (learning orders).
+
+    Args:
+        root: Directory of a finished run.
+        on_progress: Called with the name of what is measured, how much is done and of how much.
+
+    Returns:
+        The content of predictions.json.
+
+    Raises:
+        InputError: There is no finished run.
+        AnalysisError: Files of the run are missing or do not belong together.
+    """
+    spec, cells = finished_run(root)
+    split = _split(root, cells)
+    run = RunCells.read(spec, cells, build_metrics(spec.evaluation))
+    curated = root / "stages" / read_json(root / "manifest.json")["stages"]["curate"]
+    measures: tuple[Callable[[], Finding], ...] = (
+        lambda: emergence_with_data(run),
+        lambda: _order_of_groups(run, split),
+        lambda: time_by_frequency(run, curated),
+        lambda: anchor_mediates(run),
+        lambda: shuffle_beats_order(run),
+        lambda: leverage_above_one(run, read_json(root / "leverage.json")),
+        lambda: unmeasured("P7", _NEEDS_P7),
+    )
+    findings = []
+    for done, measure in enumerate(measures, start=1):
+        findings.append(measure())
+        if on_progress:
+            on_progress("predictions", done, len(measures))
+    table = {
+        "confidence": spec.analysis.confidence,
+        "primary_metric": spec.analysis.primary_metric,
+        "task_budget_tokens": run.task_budget,
+        "general_budget_tokens": run.general_budget,
+        "split": split.digest if isinstance(split, Split) else None,
+        "predictions": judge(findings, spec.analysis.confidence),
+    }
+    directory = root / QUANTA_DIRECTORY
+    directory.mkdir(exist_ok=True)
+    write_json(directory / SEQUENCE_FILE, _sequence(run))
+    write_json(directory / PREDICTIONS_FILE, table)
+    return table
+
+
+def _split(root: Path, cells: Any) -> Split | str:
+    """The registered split, or why there is none."""
+    try:
+        return register_split(cells, root / QUANTA_DIRECTORY / SPLIT_FILE)
+    except AnalysisError as error:
+        return str(error)
+
+
+def _order_of_groups(run: RunCells, split: Split | str) -> Finding:
+    if isinstance(split, str):
+        return unmeasured("P2", split)
+    return shared_before_specific(run, split)
+
+
+def _sequence(run: RunCells) -> dict[str, Any]:
+    """Learning order of the task units by arm with intervals, and how far orders agree."""
+    orders = learning_orders(run)
+    confidence = run.resampling.confidence
+    return {
+        "confidence": confidence,
+        "units": orders["units"],
+        "within_arm": orders["within"],
+        "with_tell": orders["with_tell"],
+        "arms": {
+            arm: {
+                "order": learning_order(trainings, confidence),
+                "steps": np.expm1([times.log_times for times in trainings]).mean(axis=0).tolist(),
+            }
+            for arm, trainings in orders["times"].items()
+        },
+    }
