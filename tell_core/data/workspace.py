@@ -49,7 +49,7 @@ def open_workspace(
         MemoryLimitError: A single operation does not fit into that memory.
     """
     with tempfile.TemporaryDirectory(dir=directory, prefix=".duckdb-") as spill:
-        config = {"temp_directory": spill}
+        config: dict[str, Any] = {"temp_directory": spill}
         if max_memory_gb is not None:
             config["memory_limit"] = f"{max_memory_gb * 1000:.0f}MB"
         connection = duckdb.connect(config=config)

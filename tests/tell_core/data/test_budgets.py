@@ -3,7 +3,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tell_core.data.budgets import select_from_sources, select_within_budget, split_budget
+from tell_core.data.budgets import (
+    select_from_sources,
+    select_within_budget,
+    source_shares,
+    split_budget,
+    stratified_order,
+)
+from tell_core.data.orders import build_order
 from tell_core.errors import TokenBudgetError
 
 counts_lists = st.lists(st.integers(1, 50), min_size=1, max_size=60)
@@ -99,3 +106,84 @@ def test_choice_over_sources_is_nested_source_by_source(counts, budget, seed):
 def test_general_budget_that_holds_nothing_is_an_error():
     with pytest.raises(TokenBudgetError, match="general budget of 3 tokens holds no example"):
         select_from_sources(np.asarray([9, 9]), ["a", "b"], {"a": 1.0, "b": 1.0}, 3, seed=0)
+
+
+source_pools = st.lists(
+    st.tuples(st.sampled_from("abc"), st.integers(1, 30)), min_size=12, max_size=80
+)
+WEIGHTS = {"a": 3.0, "b": 1.0, "c": 0.5, "absent": 2.0}
+
+
+@given(source_pools, st.integers(60, 900), st.integers(0, 300), seeds)
+def test_sources_are_nested_and_within_one_example_of_their_share(pool, budget, more, seed):
+    names, counts = np.asarray([name for name, _ in pool]), np.asarray([n for _, n in pool])
+
+    small, large = (
+        select_from_sources(counts, names, WEIGHTS, total, seed).tolist()
+        for total in (budget, budget + more)
+    )
+    everything = select_from_sources(counts, names, WEIGHTS, int(counts.sum()) * 20, seed)
+
+    shares = source_shares(counts, names, WEIGHTS, budget)
+    assert set(shares) == set(names.tolist())
+    assert sum(shares.values()) <= budget
+    for name, share in shares.items():
+        of_small, of_large, order = (
+            [row for row in rows if names[row] == name]
+            for rows in (small, large, everything.tolist())
+        )
+        assert of_small == of_large[: len(of_small)] == order[: len(of_small)]
+        used = int(counts[of_small].sum())
+        assert used <= share
+        if len(of_small) < len(order):
+            assert used + counts[order[len(of_small)]] > share
+
+
+strata_lists = st.lists(st.sampled_from("abcdefg"), min_size=1, max_size=120)
+
+
+@given(strata_lists, seeds)
+def test_every_beginning_of_a_stratified_order_is_in_proportion_to_within_one_example(strata, seed):
+    names = np.asarray(strata)
+
+    order = stratified_order(names, seed)
+
+    assert sorted(order.tolist()) == list(range(len(names)))
+    for name in set(strata):
+        share = (names == name).mean()
+        taken = np.cumsum(names[order] == name)
+        assert np.abs(taken - share * np.arange(1, len(names) + 1)).max() < 1 + 1e-9
+
+
+@given(strata_lists, st.data(), st.integers(50, 600), st.integers(0, 300), seeds)
+def test_stratified_budgets_are_nested_and_never_over(strata, data, budget, more, seed):
+    some = st.lists(st.integers(1, 50), min_size=len(strata), max_size=len(strata))
+    counts = np.asarray(data.draw(some))
+    order = stratified_order(strata, seed)
+
+    small, large = (
+        select_within_budget(counts, total, seed, order=order) for total in (budget, budget + more)
+    )
+
+    assert small.tolist() == large[: len(small)].tolist()
+    assert counts[small].sum() <= budget
+
+
+def test_a_stratified_order_depends_on_the_seed():
+    strata = ["a", "b"] * 20
+
+    assert stratified_order(strata, 0).tolist() != stratified_order(strata, 1).tolist()
+
+
+@given(source_pools, st.integers(60, 900), seeds, st.integers(1, 3))
+def test_a_mixture_meets_each_chosen_example_exactly_once_per_epoch(pool, budget, seed, epochs):
+    names, counts = np.asarray([name for name, _ in pool]), np.asarray([n for _, n in pool])
+    task = select_within_budget(counts, budget, seed)
+    general = select_from_sources(counts, names, WEIGHTS, budget, seed)
+
+    order = build_order("shuffle", len(task), len(general), epochs, seed)
+
+    num_examples = len(task) + len(general)
+    assert len(set(general.tolist())) == len(general)
+    for epoch in order.reshape(epochs, num_examples):
+        assert sorted(epoch.tolist()) == list(range(num_examples))
