@@ -10,6 +10,7 @@ token. Pairs are run in turn and medians compared; the answers must agree.
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
@@ -31,16 +32,19 @@ def main() -> None:
     requests = _requests(loaded, arguments)
     batched = {size: _batched(loaded, requests, size) for size in arguments.batch_size}
     alone = _one_by_one(loaded, requests)
-    expected = alone()
-    num_tokens = sum(map(len, expected))
+    expected: list[list[int]] = []
     seconds: dict[str, list[float]] = {}
     num_different: dict[str, int] = {}
-    for _ in range(arguments.pairs):
+    for pair in range(arguments.pairs):
         for name, work in {"one_by_one": alone, **batched}.items():
             started = time.perf_counter()
             answers = work()
-            seconds.setdefault(str(name), []).append(time.perf_counter() - started)
+            taken = time.perf_counter() - started
+            print(f"pair {pair + 1} of {arguments.pairs}: {name} {taken:.1f} s", file=sys.stderr)
+            expected = expected or answers
+            seconds.setdefault(str(name), []).append(taken)
             num_different[str(name)] = sum(a != b for a, b in zip(answers, expected, strict=True))
+    num_tokens = sum(map(len, expected))
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     ratios = {name: medians["one_by_one"] / median for name, median in medians.items()}
     print(

@@ -12,10 +12,11 @@ is decided by what the earlier ones gave:
    that was better, which is needed at the next larger budget too. If the interval of the leverage
    ratio does not lie above 1, the next smaller budget is tried.
 
-   With `analysis.target_half_width` the seeds come one by one, and end when the interval of the
-   score difference is narrow enough. That looks at its width alone, never at whether it lies above
-   0: of normal scores the mean and the spread are independent, so the width says nothing of the
-   outcome. Seeds that happen to agree still end it early, and make intervals a little too narrow.
+   With `analysis.target_half_width` the seeds come one by one from the third on, and end when the
+   interval of the score difference is narrow enough. That looks at its width alone, never at
+   whether it lies above 0. But seeds that agree by chance make it narrow, and an interval that
+   stands because it is narrow misses the truth more often. So it has to be narrow enough even if
+   seeds scatter as much as these few allow (upper 80 % bound of their standard deviation).
 
 The decisions in 1 and 2 rest on single seeds and only choose where to look; what is claimed rests
 on the intervals of 3, and those are the ordinary ones. Which cells
@@ -26,11 +27,14 @@ Every round follows from the finished cells alone, so that an interrupted run go
 have.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from typing import Any, NamedTuple
+
+from scipy import stats
 
 from tell_core.analysis.cells import AnalysedCell, ItemStatistics
 from tell_core.analysis.curves import CurvePoint
@@ -43,6 +47,8 @@ from tell_core.spec.cells import Cell, plan_cells, short_count
 from tell_core.spec.model import AnalysisSpec, ExperimentSpec
 
 Scores = Mapping[Cell, float]
+_FIRST_LOOK = 3
+_SURE_OF_SPREAD = 0.8
 
 
 @dataclass(frozen=True)
@@ -318,15 +324,25 @@ def _more_seeds(race: _Race, one: Contender, at: int, judge: Judge) -> Round | N
     budget = race.budgets[at]
     baseline = race.better_baseline(one, budget)
     reason = _reason(one, budget)
-    for num_seeds in [len(seeds)] if target is None else range(2, len(seeds) + 1):
+    for num_seeds in [len(seeds)] if target is None else _looks(len(seeds)):
         cells = _evidence(race, one, at, baseline, seeds[:num_seeds])
         if more := race.round(cells, reason):
             return more
         width = judge(one, budget).half_width
-        if target is not None and width is not None and width <= target:
+        if target is not None and width is not None and width * _caution(num_seeds) <= target:
             return None
         reason = f"{_reason(one, budget)}: {_shown_width(width)}, wanted {target}"
     return None
+
+
+def _looks(num_seeds: int) -> range:
+    return range(min(_FIRST_LOOK, num_seeds), num_seeds + 1)
+
+
+def _caution(num_seeds: int) -> float:
+    """How much wider the interval may be by what so few seeds know of their own spread."""
+    freedom = num_seeds - 1
+    return math.sqrt(freedom / stats.chi2.ppf(1 - _SURE_OF_SPREAD, freedom))
 
 
 def _shown_width(width: float | None) -> str:

@@ -384,8 +384,8 @@ class AnalysisSpec(Section):
     target_score: float | None = None
     """Score of the primary metric for which the forecast says how much task data it takes."""
     target_half_width: PositiveFloat | None = None
-    """An adaptive run adds seeds one by one until half the interval of TELL's advantage, in units
-    of the primary metric, is at most this; None: all seeds at once."""
+    """An adaptive run adds seeds one by one, from the third on, until half the interval of TELL's
+    advantage, in units of the primary metric, is surely at most this; None: all seeds at once."""
     forecast_confidence: Annotated[float, Field(gt=0, lt=1)] = 0.8
     """Coverage of the forecast's intervals."""
     quantum_column: str | None = None
