@@ -91,6 +91,11 @@ def test_the_surface_is_frozen():
         "cell export": ["--json", "--out", "--set", "--tar", "--to", "--with-model", "source"],
         "cell run": ["--device", "--model", "--share", "--threads", "bundles"],
         "cell import": ["--json", "--out", "bundles"],
+        "quanta find": [
+            *("--cell", "--data", "--dimensions", "--json", "--max-examples", "--max-tokens"),
+            *("--out", "--seed", "--tokens", "source"),
+        ],
+        "quanta controls": ["--json", "--only"],
     }
 
 

@@ -34,6 +34,7 @@
   const main = arms[0]?.name;
   const learnedStep = (cluster) => cluster.curves[main]?.learned_step ?? null;
   const isTimeline = clusters.some((cluster) => learnedStep(cluster) !== null);
+  const isOfTokens = clusters.some((cluster) => cluster.curves[main]?.of === "tokens");
   const order = clusters.map((_, place) => place);
   if (isTimeline) {
     const key = (place) => learnedStep(clusters[place]) ?? Infinity;
@@ -99,7 +100,7 @@
     }
     byId("map-title").textContent = isTimeline ? "The Q sequence" : "Clusters by size";
     byId("map-words").textContent = isTimeline
-      ? `Each circle is a candidate quantum, under the probe of arm ${main} at which its loss first is at most half of what it was before training.`
+      ? `Each circle is a candidate quantum, at the probe of arm ${main} at which the loss of its ${isOfTokens ? "tokens" : "items"} first is at most half of what it was before training.`
       : "Each circle is a candidate quantum, the largest first. When they were learned is not known: there is no loss trace of their tokens.";
     byId("drawing").append(svg);
   }
