@@ -14,6 +14,8 @@ from tell_core.spec.model import ExperimentSpec
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _PathKey = tuple[str | int, ...]
+# Aliases of aliases let a file of a few lines stand for billions of values.
+_MOST_VALUES = 100_000
 
 
 def load_spec(path: Path, settings: Sequence[str] = ()) -> ExperimentSpec:
@@ -75,6 +77,11 @@ def _parse(text: str, path: Path) -> tuple[dict[str, Any], dict[_PathKey, int]]:
 
 def _collect_lines(node: yaml.Node, key: _PathKey, lines: dict[_PathKey, int], path: Path) -> None:
     lines.setdefault(key, node.start_mark.line + 1)
+    if len(lines) > _MOST_VALUES:
+        raise SpecError(
+            f"{path} holds more than {_MOST_VALUES:,} values with its aliases written out; a"
+            " specification has hundreds: write it without aliases of aliases"
+        )
     if isinstance(node, yaml.MappingNode):
         for name, value in node.value:
             child = (*key, name.value)

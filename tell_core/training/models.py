@@ -374,6 +374,8 @@ def load_trained(base: LoadedModel, directory: Path) -> PreTrainedModel | PeftMo
     if trained is not None:
         return load_model(str(trained), device=device, is_full=True).model
     adapter = directory / ADAPTER_DIRECTORY
+    if not any(adapter.glob("*.safetensors")):  # peft would unpickle adapter_model.bin instead
+        raise ModelError(f"{adapter} has no .safetensors file; train the cell again")
     check_weights(adapter)
     with _explained(f"the adapter in {adapter}"), _quiet_peft():
         model = PeftModel.from_pretrained(base.model, adapter, torch_device=str(device))

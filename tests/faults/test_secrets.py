@@ -1,6 +1,7 @@
 """A planted secret - in an address, in the environment - is in no file, log or record of a run."""
 
 import os
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from prefect.client.schemas.filters import LogFilter
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.experiment import run_experiment
+from tasks.stores import tracking_uri
 from tasks.tracking import connect
 from tell_core.errors import InputError
 from tests.fixtures.tiny import write_tiny_spec
@@ -71,8 +73,21 @@ def test_the_error_of_a_server_out_of_reach_holds_no_password(
 ):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://tell:{SECRET}@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "")
 
     with pytest.raises(InputError, match="cannot be used") as raised:
         connect(tmp_path)
 
-    assert SECRET not in str(raised.value)
+    assert SECRET not in "".join(traceback.format_exception(raised.value))
+    assert os.environ["MLFLOW_TRACKING_PASSWORD"] == SECRET
+
+
+def test_the_address_of_a_database_keeps_its_user_and_loses_its_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PGPASSWORD", "")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql://tell:{SECRET}@db:5432/tell")
+
+    assert tracking_uri(tmp_path) == "postgresql://tell@db:5432/tell"
+    assert os.environ["PGPASSWORD"] == SECRET
