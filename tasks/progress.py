@@ -41,14 +41,22 @@ def announce_total(num_cells: int) -> None:
 
 
 class Watch:
-    """Follows a progress file: to the listeners at once, to a Prefect artifact now and then."""
+    """Follows a progress file: to the listeners at once, to a Prefect artifact now and then.
 
-    def __init__(self, label: str, file: ProgressFile) -> None:
+    Args:
+        label: What is done, for people.
+        file: Where its progress stands.
+        num_tokens: Tokens of the whole work, where it is counted in them.
+    """
+
+    def __init__(self, label: str, file: ProgressFile, num_tokens: int | None = None) -> None:
         self.label = label
         self.file = file
-        self._started = time.monotonic()
-        self._next_artifact = self._started + _ARTIFACT_AFTER_SECONDS
+        self.num_tokens = num_tokens
+        self._next_artifact = time.monotonic() + _ARTIFACT_AFTER_SECONDS
         self._artifact: UUID | None = None
+        # Phase, when it was first seen, and what was done by then: waiting before is no work.
+        self._seen: tuple[str, float, int] = ("", 0.0, 0)
 
     def __call__(self) -> None:
         """Look at the file and pass on what it says."""
@@ -56,15 +64,31 @@ class Watch:
             return
         phase, done, total = state
         announce(self.label, phase, done, total)
+        if phase != self._seen[0]:
+            self._seen = phase, time.monotonic(), done
         if time.monotonic() >= self._next_artifact and TaskRunContext.get():
             self._next_artifact = time.monotonic() + _ARTIFACT_EVERY_SECONDS
-            self._show(phase, done, total)
+            self._show(100.0 * done / max(total, 1), self.describe(phase, done, total))
 
-    def _show(self, phase: str, done: int, total: int) -> None:
-        percent = 100.0 * done / max(total, 1)
-        elapsed = time.monotonic() - self._started
-        left = elapsed * (total - done) / max(done, 1)
-        text = f"{self.label}: {phase} {done} of {total}, about {left:.0f} s left"
+    def close(self, summary: str) -> None:
+        """Forget the file; an artifact that was shown ends full, with what came out."""
+        self.file.path.unlink(missing_ok=True)
+        if self._artifact is not None:
+            self._show(100.0, f"{self.label}: {summary}")
+
+    def describe(self, phase: str, done: int, total: int) -> str:
+        """The state in words: units done, tokens where known, and the time left."""
+        parts = [f"{self.label}: {phase} {done:,} of {total:,}"]
+        if self.num_tokens is not None and phase == "training":
+            seen = round(self.num_tokens * done / max(total, 1))
+            parts.append(f"{seen:,} of {self.num_tokens:,} tokens")
+        _, since, before = self._seen
+        if done > before:
+            left = (time.monotonic() - since) * (total - done) / (done - before)
+            parts.append(f"about {left:,.0f} s left")
+        return ", ".join(parts)
+
+    def _show(self, percent: float, text: str) -> None:
         if self._artifact is None:
             artifact = create_progress_artifact(progress=percent, description=text)
             self._artifact = artifact if isinstance(artifact, UUID) else None

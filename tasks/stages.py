@@ -55,9 +55,10 @@ def curate(spec: ExperimentSpec, root: Path) -> Stage | State[Stage]:
 def build_world(root: Path) -> Stage | State[Stage]:
     """Write the demo's data and pre-train its base model."""
     file = _progress_file(root, "world")
-    stage = in_lane(world_stage, root, file, watch=Watch("world", file))
+    watch = Watch("world", file)
+    stage = in_lane(world_stage, root, file, watch=watch)
     announce("world", ENDED, 1, 1)
-    file.path.unlink(missing_ok=True)
+    watch.close("the small world and its base model are there")
     return _shown(stage)
 
 
@@ -84,12 +85,12 @@ def train(
 ) -> Stage | State[Stage]:
     """Train one cell in a lane."""
     file = _progress_file(mixed.root, f"{cell.name}-{settings.learning_rate}-{settings.epochs}")
+    watch = Watch(cell.label, file, read_json(mixed.path / "ledger.json")["rendered_tokens"])
     stage = in_lane(
-        pipeline.train_stage, pipeline.settled(spec, settings), cell, mixed, file,
-        watch=Watch(cell.label, file),
-    )  # fmt: skip
-    file.path.unlink(missing_ok=True)
+        pipeline.train_stage, pipeline.settled(spec, settings), cell, mixed, file, watch=watch
+    )
     summary = read_json(stage.path / "summary.json")
+    watch.close(f"trained {summary['steps']:,} steps in {summary['train_seconds']:,.0f} s")
     get_run_logger().info(
         "%d steps in %.1f s, %.0f tokens/s, dev loss %s at step %s",
         summary["steps"], summary["train_seconds"], summary["tokens_per_second"],
@@ -104,10 +105,9 @@ def evaluate(
 ) -> Stage | State[Stage]:
     """Generate and score the test items of one cell in a lane."""
     file = _progress_file(mixed.root, f"{cell.name}-evaluate")
-    stage = in_lane(
-        pipeline.evaluate_stage, spec, mixed, trained, file, watch=Watch(cell.label, file)
-    )
-    file.path.unlink(missing_ok=True)
+    watch = Watch(cell.label, file)
+    stage = in_lane(pipeline.evaluate_stage, spec, mixed, trained, file, watch=watch)
+    watch.close("evaluated")
     scores = read_json(stage.path / "scores.json")
     get_run_logger().info("%s", {name: entry["score"] for name, entry in scores.items()})
     return _shown(stage)

@@ -28,3 +28,25 @@ def test_a_watch_passes_on_what_the_file_says(tmp_path: Path):
     stop()
 
     assert heard == [("tell", "training", 5, 10)]
+
+
+def test_the_time_left_is_reckoned_from_the_work_and_not_from_the_waiting(tmp_path, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr("tasks.progress.time.monotonic", lambda: now)
+    file = ProgressFile(tmp_path / "p.json")
+    watch = Watch("tell", file, num_tokens=5000)
+    now = 2000.0
+    file("training", 10, 100)
+    watch()
+    now = 2010.0
+    file("training", 30, 100)
+
+    said = watch.describe("training", 30, 100)
+
+    assert said == "tell: training 30 of 100, 1,500 of 5,000 tokens, about 35 s left"
+
+
+def test_a_phase_that_has_just_begun_promises_no_time(tmp_path: Path):
+    watch = Watch("tell", ProgressFile(tmp_path / "p.json"))
+
+    assert watch.describe("scoring", 0, 4) == "tell: scoring 0 of 4"

@@ -1,0 +1,348 @@
+"""The registry on three small versions: promoted, refused, forced, looked at again, replayed."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import mlflow
+import pandas as pd
+import psutil
+import pytest
+from mlflow.tracking import MlflowClient
+from typer.testing import CliRunner
+
+from flows.cli import app
+from tasks.registry import (
+    answering,
+    champion_of,
+    compare,
+    fetched,
+    find_version,
+    open_registry,
+    promote,
+    recheck,
+)
+from tasks.tracking import connect, register_best
+from tell_core.analysis.summary import analyse_run
+from tell_core.errors import InputError
+from tell_core.pipeline import curate_stage, run_cell
+from tell_core.registered import RegisteredVersion, bare_prompts
+from tell_core.replaying import changed_inputs, noise_of, replay
+from tell_core.results import write_results, write_spec
+from tell_core.spec.cells import plan_cells
+from tell_core.spec.loading import load_spec
+from tell_core.spec.model import SourceSpec
+from tell_core.store import read_json
+from tests.fixtures.tiny import write_tiny_spec
+
+pytestmark = pytest.mark.timeout(300)
+NAME = "tiny-veil"
+
+
+class Registry(NamedTuple):
+    client: MlflowClient
+    store: str
+    world: Path
+
+
+def register(client: MlflowClient, spec_file: Path, root: Path) -> str:
+    """Run every cell of an experiment here and register the best."""
+    spec = load_spec(spec_file)
+    root.mkdir()
+    write_spec(spec, root)
+    curated = curate_stage(spec, root)
+    outcomes = [
+        run_cell(spec, cell, curated, spec.training.candidates[0]) for cell in plan_cells(spec)
+    ]
+    write_results(spec, root, curated, outcomes, {})
+    analyse_run([outcome.record() for outcome in outcomes], spec, root)
+    experiment = client.get_experiment_by_name("tiny")
+    place = (root.parent / "artifacts").as_uri()
+    number = experiment.experiment_id if experiment else client.create_experiment("tiny", place)
+    record = {"parent": client.create_run(number).info.run_id}
+    uri = register_best(client, spec, root, record, curated, outcomes)
+    assert uri is not None
+    return uri
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory, tiny_world: Path) -> Registry:
+    """Version 1 barely trained, version 2 trained well, version 3 tested on other items."""
+    place = tmp_path_factory.mktemp("registry")
+    client = connect(place / "run", f"sqlite:///{place / 'mlflow.db'}")
+    shared = {"budgets": {"task_tokens": [400]}, "seeds": [0], "arms": ["base", "sft"]}
+    plans = (
+        {"training": {"learning_rate": 1e-5}},
+        {"training": {"learning_rate": 3e-3, "epochs": 20}},
+        {"training": {"learning_rate": 1e-4}, "evaluation": {"max_items": 11}},
+    )
+    for number, plan in enumerate(plans, start=1):
+        spec = write_tiny_spec(place / f"{number}.yaml", tiny_world, **shared, **plan)
+        register(client, spec, place / f"run-{number}")
+    return Registry(client, str(place / "mlflow.db"), tiny_world)
+
+
+@pytest.fixture
+def fresh(registry: Registry) -> MlflowClient:
+    """The registry without a champion."""
+    if champion_of(registry.client, NAME):
+        registry.client.delete_registered_model_alias(NAME, "champion")
+    for number in (1, 2, 3):
+        version = registry.client.get_model_version(NAME, str(number))
+        for key in [key for key in version.tags if key.startswith(("tell.promotion", "tell.rec"))]:
+            registry.client.delete_model_version_tag(NAME, str(number), key)
+    return registry.client
+
+
+def call(registry: Registry, *arguments: str):
+    return CliRunner().invoke(app, [*arguments, "--store", registry.store])
+
+
+def test_the_report_card_says_all_that_a_user_must_know(registry: Registry):
+    with fetched(registry.client.get_model_version(NAME, "2")) as version:
+        card = version.card
+
+    assert card["contamination"]["verdict"].startswith("clean")
+    assert card["scores"]["log_probability"]["num_items"] == 12
+    assert card["ledger"]["task_tokens"] <= 400
+    assert {row["licence"] for row in card["data"]} == {"not stated"}
+    assert all(len(digest) == 64 for row in card["data"] for digest in row["sha256"])
+    assert card["price"][0]["metric"] == "general_log_probability"
+    assert card["reproduce"]["command"].startswith("tell run ")
+    assert card["reproduce"]["weights"]
+    page = registry.client.get_model_version(NAME, "2").description
+    assert "## Price in other abilities" in page
+
+
+def test_the_input_example_is_of_the_test_set_and_the_signature_is_there(registry: Registry):
+    info = mlflow.models.get_model_info(f"models:/{NAME}/2")
+    with fetched(registry.client.get_model_version(NAME, "2")) as version:
+        example = read_json(version.version.parents[1] / "serving_input_example.json")
+        prompts = list(pd.read_parquet(version.items)["prompt"])
+
+    assert info.signature.inputs.input_names() == ["prompt"]
+    assert info.signature.outputs.input_names() == ["response"]
+    assert example["inputs"]["prompt"] == prompts[:2]
+
+
+def test_the_first_version_must_beat_the_base_model(fresh: MlflowClient):
+    decision = promote(fresh, NAME, "2")
+
+    assert decision.outcome == "promoted"
+    assert decision.against == "the base model"
+    assert champion_of(fresh, NAME).version == "2"  # type: ignore[union-attr]
+
+
+def test_a_worse_version_is_refused_and_the_comparison_is_kept(fresh: MlflowClient):
+    promote(fresh, NAME, "2")
+
+    decision = promote(fresh, NAME, "1")
+
+    assert decision.outcome == "refused"
+    assert champion_of(fresh, NAME).version == "2"  # type: ignore[union-attr]
+    version = fresh.get_model_version(NAME, "1")
+    assert version.tags["tell.promotion"] == "refused"
+    path = fresh.download_artifacts(version.run_id, version.tags["tell.promotion.file"])
+    kept = read_json(Path(path))
+    assert kept["comparison"]["high"] < 0
+    assert kept["against"] == "version 2"
+
+
+def test_a_better_version_takes_over(fresh: MlflowClient):
+    promote(fresh, NAME, "1", force_reason="a start")
+
+    decision = promote(fresh, NAME, "2")
+
+    assert decision.outcome == "promoted"
+    assert champion_of(fresh, NAME).version == "2"  # type: ignore[union-attr]
+
+
+def test_force_needs_a_reason_which_is_kept(registry: Registry, fresh: MlflowClient):
+    promote(fresh, NAME, "2")
+
+    without = call(registry, "promote", NAME, "1", "--force")
+    forced = call(registry, "promote", NAME, "1", "--force", "--reason", "the other one is slow")
+
+    assert without.exit_code == 2
+    assert forced.exit_code == 0
+    tags = fresh.get_model_version(NAME, "1").tags
+    assert tags["tell.promotion"] == "forced"
+    assert tags["tell.promotion.reason"] == "the other one is slow"
+
+
+def test_a_refused_promotion_exits_1_and_a_wrong_name_2(registry: Registry, fresh: MlflowClient):
+    promote(fresh, NAME, "2")
+
+    assert call(registry, "promote", NAME, "1").exit_code == 1
+    assert call(registry, "promote", NAME, "9").exit_code == 2
+    missing = call(registry, "promote", "nobody", "1")
+    assert missing.exit_code == 2
+    assert NAME in missing.stderr
+
+
+def test_an_incumbent_tested_on_other_items_is_tested_on_those_of_the_challenger(
+    fresh: MlflowClient,
+):
+    against, compared = compare(
+        fresh.get_model_version(NAME, "3"), fresh.get_model_version(NAME, "2")
+    )
+
+    assert against == "version 2"
+    assert compared.num_items == 11
+    assert compared.is_paired
+    assert compared.is_worse
+
+
+def test_testing_a_version_again_gives_what_was_registered(fresh: MlflowClient):
+    promote(fresh, NAME, "2")
+
+    found = recheck(fresh, NAME, again=True)
+
+    # The test file holds 24 items, of which 12 were drawn: the score is another, the model is not.
+    assert found.comparison is not None
+    assert found.comparison.num_items == 24
+    assert not found.has_fallen
+
+
+def test_data_that_were_looked_at_are_not_looked_at_again(fresh: MlflowClient):
+    promote(fresh, NAME, "2")
+    recheck(fresh, NAME)
+
+    found = recheck(fresh, NAME)
+
+    assert not found.is_new
+    assert found.comparison is None
+
+
+def test_a_fall_on_fresh_data_is_seen(registry: Registry, fresh: MlflowClient, tmp_path: Path):
+    promote(fresh, NAME, "2")
+    rows = map(json.loads, (registry.world / "task_test.jsonl").read_text().splitlines())
+    turned = [row | {"response": row["response"][::-1]} for row in rows]
+    data = tmp_path / "fresh.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in turned))
+
+    found = recheck(fresh, NAME, SourceSpec(path=str(data)))
+
+    assert found.has_fallen
+    assert fresh.get_model_version(NAME, "2").tags["tell.recheck"] == "fallen"
+
+
+def test_without_a_champion_there_is_nothing_to_check(fresh: MlflowClient):
+    with pytest.raises(InputError, match="no champion"):
+        recheck(fresh, NAME)
+
+
+def test_raw_task_files_do_not_get_the_anchor_twice(registry: Registry):
+    with fetched(registry.client.get_model_version(NAME, "2")) as version:
+        prefix = version.anchor.own_instruction
+
+        assert bare_prompts([f"{prefix}AB", f"{prefix}CD"], version.anchor) == ["AB", "CD"]
+        assert bare_prompts([f"{prefix}AB", "CD"], version.anchor) == [f"{prefix}AB", "CD"]
+
+
+def test_predict_answers_every_row_of_a_file(registry: Registry, tmp_path: Path):
+    out = tmp_path / "answers.csv"
+    source = registry.world / "task_test.jsonl"
+
+    done = call(
+        registry, "predict", f"models:/{NAME}/2", "--input", str(source), "--output", str(out)
+    )
+
+    assert done.exit_code == 0, done.stderr
+    table = pd.read_csv(out, keep_default_na=False)
+    assert len(table) == 24
+    with answering(find_version(registry.client, f"models:/{NAME}/2")) as (answer, _):
+        assert list(table["prediction"]) == answer(list(table["prompt"]))
+
+
+def test_a_replay_is_bit_equal_until_an_input_changes(registry: Registry, tmp_path: Path):
+    moved = tmp_path / "train.jsonl"
+    text = (registry.world / "task_train.jsonl").read_text()
+    moved.write_text(text + text.splitlines()[0].replace("A", "B") + "\n")
+    with fetched(registry.client.get_model_version(NAME, "2")) as version:
+        same = replay(version, tmp_path / "same")
+        other = replay(version, tmp_path / "other", [f"task.train.path={moved}"])
+
+    assert (same.verdict, same.changed) == ("bit-equal", [])
+    assert other.verdict == "different"
+    assert [line for line in other.changed if "task_train" in line]
+
+
+def test_a_version_of_another_origin_is_refused(tmp_path: Path):
+    with pytest.raises(InputError, match="Run its experiment"):
+        RegisteredVersion.at("other version 1", tmp_path)
+
+
+def test_packages_and_stages_that_changed_are_named(registry: Registry):
+    with fetched(registry.client.get_model_version(NAME, "2")) as version:
+        card = version.card
+        card["reproduce"]["versions"]["torch"] = "0.1"
+        card["reproduce"]["stage_versions"]["train"] = -1
+
+        found = list(changed_inputs(version.spec(), card))
+
+    assert any(line.startswith("changed: torch: 0.1 then") for line in found)
+    assert any("stage train" in line for line in found)
+
+
+def test_noise_is_unknown_with_one_seed_and_grows_with_the_spread():
+    assert noise_of([0.1], None, 0.95) is None
+    narrow, wide = noise_of([0, 1, 2], 1.0, 0.95), noise_of([0, 2, 4], 2.0, 0.95)
+    # t(0.975, 2) = 4.303 times the root of 2
+    assert narrow == pytest.approx(6.085, abs=1e-3)
+    assert wide == pytest.approx(2 * narrow)
+
+
+def test_a_store_that_is_not_there_is_not_created(tmp_path: Path):
+    with pytest.raises(InputError, match="no registry"):
+        open_registry(str(tmp_path / "none.db"))
+
+    assert not (tmp_path / "none.db").exists()
+
+
+@pytest.mark.slow
+def test_a_served_model_answers_over_http_with_the_anchor_added(registry: Registry):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    uri = f"models:/{NAME}/2"
+    with answering(find_version(registry.client, uri)) as (answer, _):
+        wanted = answer(["ABCD", "HGFE"])
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", uri, "-p", str(port)]
+    process = subprocess.Popen(
+        [*command, "--env-manager", "local", "--host", "127.0.0.1"],
+        env=os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{registry.store}"},
+        start_new_session=True,
+    )
+    try:
+        wait_for(f"http://127.0.0.1:{port}/health", process)
+        said = httpx.post(
+            f"http://127.0.0.1:{port}/invocations",
+            json={"dataframe_records": [{"prompt": "ABCD"}, {"prompt": "HGFE"}]},
+            timeout=60,
+        )
+    finally:
+        for child in [*psutil.Process(process.pid).children(recursive=True), process]:
+            child.terminate()
+        process.wait(30)
+
+    assert said.status_code == 200, said.text
+    assert [row["response"] for row in said.json()["predictions"]] == wanted
+
+
+def wait_for(url: str, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if httpx.get(url, timeout=5).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.5)
+    raise AssertionError(f"{url} does not answer")
