@@ -50,7 +50,10 @@ from tell_core.training.models import resolve_model
 _TRAINING_FILES = (PROBE_FILE,)
 _ITEM_FILES = (PROBE_FILE, "probe_items.jsonl", "test.safetensors", "items.jsonl")
 # Beside the weights, whose digest is the model's: what makes the tokenizer.
-_TOKENIZER_FILES = ("tokenizer*", "*.jinja", "*.txt", "*.model", "*_map.json", "vocab.json")
+_TOKENIZER_FILES = (
+    *("tokenizer*", "*.jinja", "*.txt", "*.model", "*_map.json"),
+    *("added_tokens.json", "vocab.json"),
+)
 _MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 
 

@@ -30,7 +30,7 @@ from tell_core.bundles.layout import (
     write_sealed,
 )
 from tell_core.bundles.settings import Settings, TrainingSettings
-from tell_core.store import explain_disk_errors, find_stage, stage_path, write_stage
+from tell_core.store import MARKER, explain_disk_errors, find_stage, stage_path, write_stage
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def run_bundle(
                 "message": message,
                 "seconds": time.monotonic() - started,
                 "machine": _machine(),
-                "files": describe_files(directory, files_below(directory / STAGES)),
+                "files": describe_files(directory, _made(directory)),
             },
         )
 
@@ -220,6 +220,12 @@ def _per_step(on_progress: Progress | None) -> Callable[[int, int, Any], None] |
     return lambda done, total, _record: on_progress("training", done, total)
 
 
+def _made(directory: Path) -> list[Path]:
+    """Files of the finished stages; what a training that diverged left is no result."""
+    stages = (path for path in (directory / STAGES).iterdir() if (path / MARKER).is_file())
+    return [file for path in sorted(stages) for file in files_below(path)]
+
+
 def _machine() -> dict[str, Any]:
     import torch
 
@@ -227,5 +233,13 @@ def _machine() -> dict[str, Any]:
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "versions": {name: importlib.metadata.version(name) for name in _VERSIONED},
+        "versions": {name: _version(name) for name in _VERSIONED},
     }
+
+
+def _version(name: str) -> str | None:
+    """Version of a package; None where it was copied into place without its metadata."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

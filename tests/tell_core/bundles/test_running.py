@@ -212,5 +212,6 @@ def test_a_cell_that_diverges_fails_but_a_tuning_that_does_is_a_result(bundle: P
     result = run_bundle(bundle)
 
     assert result["outcome"] == "diverged"
+    assert result["files"] == {}
     assert "Lower the learning rate" in result["message"]
     assert json.loads((bundle / "result.json").read_text()) == result
