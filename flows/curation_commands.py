@@ -9,7 +9,6 @@ from tell_core.errors import InputError
 
 SHOWN_ROWS = 50
 _TEXT_CHARACTERS = 160
-_TEXTS = ("text", "kept_text", "matched_text")
 
 
 def require_evidence_kind(kind: str | None) -> None:
@@ -37,13 +36,19 @@ def print_evidence(curated: Path, kind: str, *, as_json: bool) -> None:
 
 
 def _shown(row: dict[str, Any]) -> dict[str, Any]:
-    """A row for the console: file and line in one, texts on one line each."""
+    """A row for the console: file and line in one, every text on one line and harmless."""
     place = {"place": f"{Path(row['file']).name}, line {row['line']}"}
     rest = {name: value for name, value in row.items() if name not in ("file", "line")}
-    texts = {name: _on_one_line(row[name]) for name in _TEXTS if name in row}
-    return place | rest | texts
+    return {
+        name: _on_one_line(value) if isinstance(value, str) else value
+        for name, value in (place | rest).items()
+    }
 
 
-def _on_one_line(text: str | None) -> str:
-    flat = " ".join((text or "").split())
-    return flat if len(flat) <= _TEXT_CHARACTERS else f"{flat[:_TEXT_CHARACTERS]} …"
+def _on_one_line(text: str) -> str:
+    """The beginning of a text, without what a terminal or the table would obey."""
+    from rich.markup import escape
+
+    flat = " ".join(text.split())
+    clipped = flat if len(flat) <= _TEXT_CHARACTERS else f"{flat[:_TEXT_CHARACTERS]} …"
+    return escape("".join(sign if sign.isprintable() else "\ufffd" for sign in clipped))
