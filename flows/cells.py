@@ -44,7 +44,6 @@ def cells_flow(
     spec: ExperimentSpec, curated: Stage, is_adaptive: bool, is_remote: bool = False
 ) -> tuple[list[CellOutcome], dict[str, Any], list[Round]]:
     """Submit the tuning of every arm, wait, then submit the cells, round by round."""
-    told = _announced if is_remote else _as_it_is
     compared = contest(spec) if is_adaptive else spec
     comparisons = tuning_cells(compared)
     rounds: list[Round] = []
@@ -52,43 +51,22 @@ def cells_flow(
     try:
         announce_total(len(comparisons) + (0 if is_adaptive else len(plan_cells(spec))))
         tables = gather(
-            [
-                told(tune_arm.submit(spec, cell, curated), f"tuning · {cell.label}")
-                for cell in comparisons
-            ]
+            [tune_arm.submit(spec, cell, curated) for cell in comparisons],
+            [f"tuning · {cell.label}" for cell in comparisons] if is_remote else None,
         )
         tuning = {cell.arm: table for cell, table in zip(comparisons, tables, strict=True)}
         while step := _next(compared, outcomes, is_adaptive=is_adaptive):
             rounds.append(step)
             announce_total(sum(len(step.cells) for step in rounds) + len(comparisons))
             outcomes += gather(
-                [
-                    told(run_cell.submit(spec, cell, curated, tuning), cell.label)
-                    for cell in step.cells
-                ]
+                [run_cell.submit(spec, cell, curated, tuning) for cell in step.cells],
+                [cell.label for cell in step.cells] if is_remote else None,
             )
     except (KeyboardInterrupt, TerminationSignal):
         # Before the task runner joins its threads, which wait for the lanes.
         stop_lanes()
         raise
     return outcomes, tuning, rounds
-
-
-def _announced(future: PrefectFuture[T], label: str) -> PrefectFuture[T]:
-    """Tell the listeners here when a worker elsewhere, which has none, is done."""
-
-    def tell(done: PrefectFuture[T]) -> None:
-        done.wait(timeout=0)
-        if done.state.is_completed():
-            announce(label, DONE, 1, 1)
-
-    future.add_done_callback(tell)
-    return future
-
-
-def _as_it_is(future: PrefectFuture[T], _: str) -> PrefectFuture[T]:
-    """A task that runs here tells the listeners itself."""
-    return future
 
 
 def _next(
@@ -99,14 +77,21 @@ def _next(
     return None if outcomes else Round(plan_cells(spec), "the full grid")
 
 
-def gather(futures: Sequence[PrefectFuture[T]]) -> list[T]:
+def gather(futures: Sequence[PrefectFuture[T]], labels: Sequence[str] | None = None) -> list[T]:
     """Wait for all, also when one fails: what the others finish need not be done again.
+
+    Args:
+        futures: What was submitted.
+        labels: What the listeners of this process are told of each that is done; for tasks of
+            other machines, which have no listeners of their own.
 
     Raises:
         TellError: The first failure, when it was one of ours; else whatever was raised.
     """
-    for future in futures:
+    for place, future in enumerate(futures):
         future.wait()
+        if labels and future.state.is_completed():
+            announce(labels[place], DONE, 1, 1)
     failures = [future.state for future in futures if not future.state.is_completed()]
     for failure in failures:
         failure.result()

@@ -9,6 +9,7 @@ from prefect.testing.utilities import prefect_test_harness
 
 from flows.experiment import run_experiment
 from flows.runners import check_runner
+from tasks.progress import DONE, listen
 from tell_core.errors import InputError
 from tell_core.store import read_json
 from tests.fixtures.tiny import write_tiny_spec
@@ -76,8 +77,12 @@ def test_a_cluster_gives_the_results_of_this_machine(
 ):
     pytest.importorskip(f"prefect_{runner}")
 
+    done: list[str] = []
+    silence = listen(lambda label, phase, *_: done.append(label) if phase == DONE else None)
+
     run_experiment(spec, [], tmp_path, False, False, runner)
 
+    silence()
     columns = ["cell", "metric", "score", "task_tokens", "steps"]
     ours, theirs = (
         pq.read_table(root / "results.parquet", columns=columns) for root in (tmp_path, local)
@@ -86,6 +91,7 @@ def test_a_cluster_gives_the_results_of_this_machine(
     manifests = [read_json(root / "manifest.json") for root in (tmp_path, local)]
     assert manifests[0]["cells"] == manifests[1]["cells"]
     assert manifests[0]["tuning"] == manifests[1]["tuning"]
+    assert len(set(done)) == len(done) == len(manifests[0]["cells"]) + len(manifests[0]["tuning"])
     for cell in manifests[0]["cells"].values():
         paths = [
             root / "stages" / cell["evaluate"] / "predictions.jsonl" for root in (tmp_path, local)
