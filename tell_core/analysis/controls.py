@@ -19,6 +19,7 @@ from tell_core.analysis.power_law import (
 )
 from tell_core.analysis.quanta.acceptance import Check, measured
 from tell_core.analysis.resampling import FloatArray, Resampling
+from tell_core.analysis.separability import document_fixture, grouped_auc, plain_auc
 from tell_core.analysis.sequence import censored_regression, learning_times
 from tell_core.analysis.shapes import fit_sigmoid
 from tell_core.analysis.simulated_curves import RIGHT, Kind, simulated_curves, spaced_steps
@@ -177,6 +178,24 @@ def model_selection() -> list[Check]:
     return [_selection_check(kind, least) for kind, least in asked]
 
 
+def probe() -> list[Check]:
+    """Separability on states with effects of their document and none of their class."""
+    states, is_task, documents = document_fixture()
+
+    def grouped() -> tuple[str, bool]:
+        auc = grouped_auc(states, is_task, documents, 0)
+        return f"{auc:.2f}", 0.35 <= auc <= 0.65
+
+    def plain() -> tuple[str, bool]:
+        auc = plain_auc(states, is_task, 0)
+        return f"{auc:.2f}", auc > 0.9
+
+    return [
+        measured("probe without a signal: AUC by document", "0.35 to 0.65", grouped),
+        measured("probe without a signal: AUC by state, the leak", "> 0.9", plain),
+    ]
+
+
 def _selection_check(kind: Kind, least: float) -> Check:
     def share() -> tuple[str, bool]:
         right = _share_right(kind, spaced_steps(16))
@@ -186,5 +205,7 @@ def _selection_check(kind: Kind, least: float) -> Check:
 
 
 def _share_right(kind: Kind, steps: FloatArray) -> float:
-    verdicts = item_verdicts(steps.astype(np.int64), simulated_curves(kind, steps, _NUM_CURVES, 0.15, seed=0))
+    verdicts = item_verdicts(
+        steps.astype(np.int64), simulated_curves(kind, steps, _NUM_CURVES, 0.15, seed=0)
+    )
     return float(np.mean([one.verdict == RIGHT[kind] for one in verdicts]))

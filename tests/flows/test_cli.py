@@ -91,6 +91,7 @@ def test_the_surface_is_frozen():
         "cell export": ["--json", "--out", "--set", "--tar", "--to", "--with-model", "source"],
         "cell run": ["--device", "--model", "--share", "--threads", "bundles"],
         "cell import": ["--json", "--out", "bundles"],
+        "quanta predictions": ["--json", "directory"],
         "quanta find": [
             *("--cell", "--data", "--dimensions", "--json", "--max-examples", "--max-tokens"),
             *("--out", "--seed", "--tokens", "source"),

@@ -44,6 +44,7 @@ CONTROLS: Mapping[str, str] = MappingProxyType(
         "sparse-parity": "tell_core.analysis.controls:parity",
         "power-law": "tell_core.analysis.controls:power_law",
         "model-selection": "tell_core.analysis.controls:model_selection",
+        "probe": "tell_core.analysis.controls:probe",
     }
 )
 """Control -> ``module:function``, in the order of the table."""

@@ -31,6 +31,6 @@ def test_the_sum_over_finitely_many_quanta_is_steeper_than_its_limit() -> None:
     assert found.slope < found.asymptotic_slope - 0.07
 
 
-@pytest.mark.parametrize("control", [controls.model_selection, controls.power_law])
+@pytest.mark.parametrize("control", [controls.model_selection, controls.power_law, controls.probe])
 def test_a_control_of_the_fits_is_accepted(control) -> None:
     assert [check for check in control() if not check.passed] == []
