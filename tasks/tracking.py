@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import mlflow
+import pandas as pd
 import pyarrow.parquet as pq
 from filelock import FileLock
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
@@ -51,7 +52,7 @@ _ABOUT = (
     " force with a reason."
 )
 # Waits before recording is tried again: longer together than a server takes to be restarted.
-_PATIENCE_SECONDS = [5, 20, 60]
+_PATIENCE_SECONDS = [5.0, 20.0, 60.0]
 _SERVED_MODEL = Path(__file__).with_name("served_model.py")
 _LIBRARY = Path(__file__).parent.parent / "tell_core"
 # What `tell_core` needs to load and ask a model.
@@ -90,7 +91,7 @@ def connect(root: Path, uri: str | None = None) -> MlflowClient:
     return client
 
 
-@task(name="track experiment", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[2, 10])
+@task(name="track experiment", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[2.0, 10.0])
 def open_experiment(spec: ExperimentSpec, root: Path, curated: Stage) -> dict[str, Any]:
     """Start the parent run, or take up the one this run directory already has."""
     client = connect(root)
@@ -429,7 +430,7 @@ def _log_model(
             model_config=serving,
             pip_requirements=[f"{name}=={installed(name)}" for name in _SERVED_WITH],
             signature=_signature(),
-            input_example={"prompt": _example_prompts(version / ITEMS_FILE)},
+            input_example=pd.DataFrame({"prompt": _example_prompts(version / ITEMS_FILE)}),
         )
 
 

@@ -26,6 +26,7 @@ from tell_core.store import MARKER, read_json
 
 NOT_STATED = "not stated"
 _WEIGHTS = ".safetensors"
+_GAP = "\u00a0" * 3
 _SETTINGS = ("task_budget_tokens", "general_budget_tokens")
 
 
@@ -280,8 +281,10 @@ def _ledger_table(ledger: Mapping[str, Any]) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(_escaped(str(cell)) for cell in row) + " |" for row in lines)
+    """A Markdown table; MLflow's page sets columns without a gap, so the cells bring one."""
+    cells = [[_escaped(str(cell)) + _GAP for cell in row] for row in (head, *rows)]
+    lines = [f"| {' | '.join(row)} |" for row in cells]
+    return "\n".join([lines[0], "|" + " --- |" * len(head), *lines[1:]])
 
 
 def _escaped(text: str) -> str:

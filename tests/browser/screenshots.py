@@ -49,7 +49,7 @@ def take(browser: Browser, report: Path, shot: Shot) -> bytes:
         script = "document.getElementById(arguments[0]).scrollIntoView({behavior: 'instant'})"
         browser.run(script, shot.section)
     image = b64decode(browser.command("Page.captureScreenshot", {"format": "png"})["data"])
-    return _compressed(Image.open(io.BytesIO(image)).convert("RGB"))
+    return compressed(Image.open(io.BytesIO(image)).convert("RGB"))
 
 
 def main(arguments: list[str]) -> int:
@@ -71,7 +71,8 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _compressed(image: Image.Image) -> bytes:
+def compressed(image: Image.Image) -> bytes:
+    """PNG of an image, with fewer colours where MAX_BYTES asks for it."""
     for colours in (None, 256, 128, 64):
         shown = image if colours is None else image.quantize(colours)
         buffer = io.BytesIO()
