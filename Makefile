@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 
-.PHONY: setup demo up test lint slow bench clean
+.PHONY: setup demo up test lint slow bench faults test-servers docs audit clean
 
 setup: $(VENV)/.installed
 
@@ -37,6 +37,24 @@ test: setup lint
 
 slow: setup
 	$(BIN)/pytest -m slow
+
+# Every fault drill, slow ones included. What was seen: docs/reliability.md.
+faults: setup
+	$(BIN)/pytest -m faults
+
+# Prefect and MLflow on PostgreSQL, artifacts in an S3 store; needs PostgreSQL's package.
+test-servers: setup
+	$(BIN)/pytest -m servers
+
+docs: setup
+	$(BIN)/python -m tell_core.spec.reference > docs/specification.md
+	$(BIN)/python -m flows.reference > docs/commands.md
+	$(BIN)/mkdocs build --strict
+
+# Known advisories against the pinned versions; needs the network.
+audit: setup
+	$(BIN)/pip install -q pip-audit
+	$(BIN)/pip-audit --no-deps --disable-pip -r constraints.txt
 
 bench: setup
 	$(BIN)/python benchmarks/bootstrap.py

@@ -1,0 +1,133 @@
+"""Real servers for opt-in tests: PostgreSQL from the system's packages, S3 over HTTP."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import pytest
+
+HERE = Path(__file__).parent
+_PATIENCE_SECONDS = 120.0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker("servers")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(is_ready: Callable[[], bool], process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while not is_ready():
+        assert process.poll() is None, f"{process.args!r} ended with {process.returncode}"
+        assert time.monotonic() < deadline, f"{process.args!r} does not answer"
+        time.sleep(0.2)
+
+
+def answers(url: str) -> bool:
+    with suppress(httpx.HTTPError):
+        return httpx.get(url, timeout=5.0).status_code < 500
+    return False
+
+
+def end(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _postgres_tool(name: str) -> str | None:
+    """Debian keeps the server's tools off the PATH, in a directory by version."""
+    packaged = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+    return shutil.which(name) or (str(packaged[-1]) if packaged else None)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[int]:
+    """A PostgreSQL server with databases ``prefect`` and ``mlflow``; yields its port."""
+    tools = {name: _postgres_tool(name) for name in ("initdb", "postgres", "createdb")}
+    if missing := [name for name, path in tools.items() if path is None]:
+        sentence = f"PostgreSQL's {', '.join(missing)} not found: apt-get install postgresql"
+        if os.environ.get("TELL_REQUIRE_SERVERS") == "1":
+            pytest.fail(f"{sentence} (TELL_REQUIRE_SERVERS is 1)")
+        pytest.skip(sentence)
+    port = free_port()
+    # pytest's own directories are closed to other users, and root may not run PostgreSQL.
+    home = Path(tempfile.mkdtemp(prefix="tell-postgres-"))
+    place, sockets = home / "data", home / "sockets"
+    sockets.mkdir()
+    as_owner = _as_unprivileged(home, sockets)
+    options = ["--username", "tell", "--auth", "trust", "--no-sync"]
+    subprocess.run(
+        [*as_owner, str(tools["initdb"]), "-D", str(place), *options],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    process = subprocess.Popen(
+        [
+            *as_owner, str(tools["postgres"]), "-D", str(place), "-p", str(port),
+            "-c", "listen_addresses=127.0.0.1", "-k", str(sockets),
+        ],
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    reach = ["--host", "127.0.0.1", "--port", str(port), "--username", "tell"]
+
+    def has_database(name: str) -> bool:
+        made = subprocess.run(
+            [str(tools["createdb"]), *reach, name], capture_output=True, text=True, check=False
+        )
+        return made.returncode == 0 or "already exists" in made.stderr
+
+    for name in ("prefect", "mlflow"):
+        wait_until(lambda name=name: has_database(name), process)
+    yield port
+    end(process)
+    shutil.rmtree(home)
+
+
+def _as_unprivileged(*owned: Path) -> list[str]:
+    """PostgreSQL refuses to run as root; Debian's package brings a user for it."""
+    if os.geteuid() != 0:
+        return []
+    for directory in owned:
+        shutil.chown(directory, "postgres")
+    return ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[str]:
+    """An S3 server with the bucket ``tell``; yields its address.
+
+    moto's server: it speaks S3 over HTTP to the real client, multipart uploads and listings
+    included, but keeps objects in memory and does not check signatures.
+    """
+    boto3 = pytest.importorskip("boto3")
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    wait_until(lambda: answers(f"{address}/moto-api/"), process)
+    keys = {"aws_access_key_id": "tell", "aws_secret_access_key": "not-a-real-key"}
+    boto3.client("s3", endpoint_url=address, region_name="us-east-1", **keys).create_bucket(
+        Bucket="tell"
+    )
+    yield address
+    end(process)
