@@ -58,6 +58,7 @@ def main() -> None:
     for pair in range(arguments.pairs + 1):
         for engine in arguments.engines:
             took = bench.run(engine)
+            print(f"round {pair}: {engine} {took:.2f} s", file=sys.stderr, flush=True)
             if pair:  # the first round warms up
                 seconds[engine].append(took)
     print(json.dumps(bench.report(seconds) | {"peak_memory_bytes": _peaks(arguments)}, indent=1))

@@ -123,6 +123,15 @@ def _by_varlen_kernel(
     return cast(torch.Tensor, output)[None]
 
 
+def attention_name(model: nn.Module, limits: Limits) -> str:
+    """Which attention computes the examples of a training, for its summary."""
+    own = str(cast("PreTrainedModel", model).config._attn_implementation)
+    if limits.layout != "packed":
+        return own
+    weight = next(model.parameters())
+    return "varlen, packed" if weight.is_cuda and weight.dtype in _HALF else f"{own}, packed"
+
+
 @contextmanager
 def attended(model: PreTrainedModel, limits: Limits) -> Iterator[None]:
     """Let ``model`` keep packed examples apart where they are packed, then attend as before."""

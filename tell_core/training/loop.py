@@ -13,10 +13,11 @@ from torch import nn
 
 from tell_core.data.encoding import EncodedExamples, Mixture, from_lists
 from tell_core.data.token_store import open_mixture
-from tell_core.errors import DataError
+from tell_core.errors import DataError, SpecError
 from tell_core.spec.identity import file_digest, fingerprint
 from tell_core.store import explain_disk_errors, read_json, write_json
 from tell_core.training import devices, models
+from tell_core.training.attention import attention_name
 from tell_core.training.checkpoints import remove_checkpoints
 from tell_core.training.collation import check_examples
 from tell_core.training.identity import training_fields
@@ -111,6 +112,13 @@ def load_base(
     device: torch.device,
 ) -> models.LoadedModel:
     """The base model: shared with the next cells under adapters, a model of its own otherwise."""
+    if training.weight_quantization == "nf4":
+        if training.method == "full":
+            raise SpecError(
+                "training.weight_quantization: nf4 freezes the base weights, and method: full"
+                " trains them; use method: lora"
+            )
+        return models.load_quantized(model_path, revision=revision, device=device)
     if training.method == "full":
         return models.load_model(
             model_path, revision=revision, dtype=dtype, device=device, is_full=True
@@ -207,7 +215,9 @@ def _write_results(
         "probe_seconds": progress.probe_seconds,
         "tokens_per_second": progress.tokens / seconds,
         "supervised_tokens_per_second": progress.supervised_tokens / seconds,
+        "model_flops_utilisation": trainer.model_flops_utilisation(),
         "padding_share": 1 - progress.tokens / progress.padded_tokens,
+        "attention": attention_name(trainer.model, trainer.engine.limits),
         "batching": trainer.engine.limits.layout,
         "micro_batch_tokens": trainer.engine.limits.max_tokens,
         "forward_passes": progress.forward_passes,

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -220,6 +221,38 @@ def load_model(
         )
     tokenizer = load_tokenizer(str(directory))
     return LoadedModel(_ready(model, device), tokenizer, model_id, digest)
+
+
+def load_quantized(model_id: str, *, revision: str | None, device: torch.device) -> LoadedModel:
+    """`load_model` with the linear layers' weights in 4 bits (nf4 with double quantization).
+
+    For training adapters only; products are computed in bfloat16 (QLoRA, arXiv 2305.14314).
+    Evaluation loads the base in its own format.
+
+    Raises:
+        ModelError: There is no CUDA GPU or no bitsandbytes, or as `load_model`.
+    """
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    if device.type != "cuda" or find_spec("bitsandbytes") is None:
+        raise ModelError(
+            f"training.weight_quantization: nf4 was asked for on {device.type}"
+            f" ({'with' if find_spec('bitsandbytes') else 'without'} bitsandbytes); it needs a CUDA"
+            " GPU and `pip install 'tell[gpu]'`; leave it at none otherwise"
+        )
+    directory = resolve_model(model_id, revision)
+    digest = model_digest(directory)
+    check_weights(directory)
+    quantization = cast("Any", BitsAndBytesConfig)(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )  # fmt: skip
+    with _explained(f"the model in {directory}"):
+        model = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch.bfloat16, quantization_config=quantization,
+            device_map={"": device}, use_safetensors=True, trust_remote_code=False,
+        )  # fmt: skip
+    return LoadedModel(nn.Module.eval(model), load_tokenizer(str(directory)), model_id, digest)
 
 
 def shared_model(

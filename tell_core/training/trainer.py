@@ -41,6 +41,7 @@ from tell_core.training.optimisation import (
 )
 from tell_core.training.probes import ProbeSet, TracedTokens, probe_steps
 from tell_core.training.ranks import Ranks
+from tell_core.training.telemetry import model_sizes, peak_flops, step_flops
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -83,6 +84,7 @@ class StepRecord:
         padded_tokens: Tokens with padding.
         supervised_tokens: Supervised tokens.
         seconds: Wall time of the step.
+        peak_memory_bytes: Peak memory of this process so far; see `devices.peak_memory_bytes`.
     """
 
     step: int
@@ -95,6 +97,7 @@ class StepRecord:
     padded_tokens: int
     supervised_tokens: int
     seconds: float
+    peak_memory_bytes: int
 
 
 @dataclass
@@ -108,6 +111,7 @@ class Progress:
     tokens: int = 0
     supervised_tokens: int = 0
     forward_passes: int = 0
+    flops: float = 0.0
     max_tokens: int | None = None
     num_out_of_memory: int = 0
     final_loss: float | None = None
@@ -247,6 +251,7 @@ class Trainer:
         self.engine = StepEngine(model, mixture, training, device, precision)
         self.parameters = self.engine.parameters
         self.optimiser = create_optimiser(self.parameters, training.weight_decay)
+        self.sizes = model_sizes(model)
         self.ranks: Ranks | None = None
         self.progress = Progress()
 
@@ -313,6 +318,7 @@ class Trainer:
             padded_tokens=losses.num_padded_tokens,
             supervised_tokens=losses.num_supervised,
             seconds=time.perf_counter() - started,
+            peak_memory_bytes=devices.peak_memory_bytes(self.device),
         )
         self._account(record, losses)
         return record
@@ -332,6 +338,8 @@ class Trainer:
         progress.padded_tokens += losses.num_padded_tokens
         progress.supervised_tokens += losses.num_supervised
         progress.forward_passes += losses.num_forward_passes
+        lengths = self.mixture.examples.lengths[self.engine.rows(record.step)]
+        progress.flops += step_flops(self.sizes, lengths, losses.num_supervised)
         progress.max_tokens = self.engine.limits.max_tokens
         progress.num_out_of_memory = self.engine.num_out_of_memory
         progress.final_loss = record.loss
@@ -425,6 +433,17 @@ class Trainer:
         shape = (len(self.progress.traces), len(self.traced_tokens.places))
         return np.asarray(self.progress.traces, dtype=np.float64).reshape(shape)
 
+    def model_flops_utilisation(self) -> float | None:
+        """Share of the device's arithmetic that was used; None where its peak is unknown.
+
+        The convention is that of `telemetry`.
+        """
+        peak = peak_flops(self.device, self.precision, self.training.threads)
+        if peak is None or not self.progress.train_seconds:
+            return None
+        peak *= self.training.num_ranks
+        return self.progress.flops / self.progress.train_seconds / peak
+
     def peak_memory_bytes(self) -> int:
         """Peak memory over all attempts at this training; see `devices.peak_memory_bytes`."""
         return max(self.progress.peak_memory_bytes, devices.peak_memory_bytes(self.device))
@@ -438,6 +457,7 @@ _SCALARS = (
     "tokens",
     "supervised_tokens",
     "forward_passes",
+    "flops",
     "max_tokens",
     "num_out_of_memory",
     "final_loss",

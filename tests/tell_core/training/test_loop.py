@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from tell_core.data.encoding import EncodedExamples, Mixture
-from tell_core.errors import DataError, SpecError, TrainingError
+from tell_core.errors import DataError, InputError, SpecError, TrainingError
 from tell_core.spec.model import TrainingSpec
+from tell_core.training.batching import Limits, count_batches
 from tell_core.training.loop import train_cell
 from tell_core.training.models import LoadedModel
 from tell_core.training.probes import load_probe
@@ -76,7 +77,7 @@ def outcome(out: Path) -> dict[str, Any]:
     """Everything that must be equal, bit for bit, between two runs of one training."""
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     for line in log:
-        del line["seconds"]
+        del line["seconds"], line["peak_memory_bytes"]
     (weights,) = out.glob("*/*.safetensors")
     summary = json.loads((out / "summary.json").read_text())
     return {
@@ -382,6 +383,8 @@ def test_log_and_summary_account_for_every_token(
     padded = sum(line["padded_tokens"] for line in log)
     assert 0 < summary["padding_share"] == 1 - 2 * mixture.examples.num_tokens / padded
     assert summary["final_loss"] == log[-1]["loss"]
+    assert 0 < summary["model_flops_utilisation"] < 1
+    assert summary["attention"] == "sdpa"
 
 
 def test_a_loss_that_is_not_finite_names_step_and_examples(
@@ -453,6 +456,137 @@ def test_a_checkpoint_serves_a_training_in_smaller_pieces_elsewhere(
     train(inputs, training_spec(micro_batch_size=2), on_progress=lambda done, *_: seen.append(done))
 
     assert seen[0] == 6
+
+
+def fits(most_tokens: int) -> Callable[..., None]:
+    """A hook that raises as a GPU would when a forward pass has more tokens than fit."""
+
+    def look(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if torch.is_grad_enabled() and inputs[0].numel() > most_tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory (said by the test)")
+
+    return look
+
+
+@pytest.mark.parametrize("batching", ["padded", "length_grouped", "packed"])
+def test_out_of_memory_makes_forward_passes_smaller_and_changes_nothing_else(
+    base: LoadedModel,
+    training_spec: Spec,
+    write_inputs: Inputs,
+    train: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    batching: str,
+):
+    inputs, spec = write_inputs(), training_spec(batching=batching, batch_size=8)
+    train(inputs, spec, "enough")
+    hook = base.model.get_input_embeddings().register_forward_pre_hook(fits(40))
+
+    try:
+        summary = train(inputs, spec, "scarce")
+    finally:
+        hook.remove()
+
+    assert summary["num_out_of_memory"] > 0
+    assert summary["micro_batch_tokens"] <= 40
+    assert "out of memory on cpu at step 0" in caplog.text
+    enough, scarce = (outcome(tmp_path / name)["log"] for name in ("enough", "scarce"))
+    for one, other in zip(enough, scarce, strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        assert other["tokens"] == one["tokens"]
+
+
+def test_after_an_interruption_memory_need_not_run_out_again(
+    base: LoadedModel,
+    training_spec: Spec,
+    write_inputs: Inputs,
+    train: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+):
+    inputs, spec = write_inputs(), training_spec(checkpoint_seconds=1e-9, batch_size=8)
+    hook = base.model.get_input_embeddings().register_forward_pre_hook(fits(40))
+    try:
+        with pytest.raises(InterruptionError):
+            train(inputs, spec, on_progress=interrupt_at(2))
+        before = json.loads(
+            next((tmp_path / "out" / "checkpoints").glob("step-*1/state.json")).read_text()
+        )["state"]["num_out_of_memory"]
+
+        summary = train(inputs, spec)
+    finally:
+        hook.remove()
+
+    assert summary["num_out_of_memory"] == before > 0
+    assert summary["steps"] == 6
+
+
+def test_an_example_that_does_not_fit_alone_ends_the_training(
+    base: LoadedModel,
+    training_spec: Spec,
+    write_inputs: Inputs,
+    train: Callable[..., dict[str, Any]],
+):
+    hook = base.model.get_input_embeddings().register_forward_pre_hook(fits(5))
+
+    try:
+        with pytest.raises(TrainingError, match=r"one example of up to .*gradient_checkpointing"):
+            train(write_inputs(), training_spec())
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_gradient_checkpointing_changes_memory_only(
+    base: LoadedModel,
+    training_spec: Spec,
+    write_inputs: Inputs,
+    train: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    method: str,
+):
+    inputs = write_inputs()
+    settings = {"method": method, "lora_dropout": 0.2}
+    train(inputs, training_spec(**settings), "kept")
+
+    train(inputs, training_spec(**settings, gradient_checkpointing=True), "again")
+
+    assert outcome(tmp_path / "again") == outcome(tmp_path / "kept")
+    assert not base.model.is_gradient_checkpointing
+
+
+@pytest.mark.parametrize("batching", ["padded", "length_grouped", "packed"])
+def test_what_was_counted_before_training_is_what_was_computed(
+    training_spec: Spec,
+    write_inputs: Inputs,
+    train: Callable[..., dict[str, Any]],
+    batching: str,
+):
+    inputs = write_inputs()
+    mixture = Mixture.load(inputs / "mixture.safetensors")
+    spec = training_spec(batching=batching, micro_batch_tokens=40)
+    limits = Limits(batching, None, 40)  # type: ignore[arg-type]
+
+    summary = train(inputs, spec)
+
+    counts = count_batches(mixture.examples.lengths, mixture.order, 4, limits)
+    assert summary["forward_passes"] == counts.forward_passes
+    assert summary["padding_share"] == counts.padding_share
+
+
+@pytest.mark.parametrize(
+    ("method", "words"), [("lora", "CUDA GPU and `pip install"), ("full", "use method: lora")]
+)
+def test_weight_quantization_that_cannot_be_had_is_refused(
+    training_spec: Spec,
+    write_inputs: Inputs,
+    train: Callable[..., dict[str, Any]],
+    method: str,
+    words: str,
+):
+    spec = training_spec(weight_quantization="nf4", method=method)
+
+    with pytest.raises(InputError, match=words):
+        train(write_inputs(), spec, loaded=None)
 
 
 def test_best_dev_without_task_probe_items_is_refused(
