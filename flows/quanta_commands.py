@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -21,7 +20,8 @@ _EVERY_SECONDS = 5.0
 class _FindsByDefault(TyperGroup):
     """``tell quanta RUN`` means ``tell quanta find RUN``."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the command's name where none is given."""
         if args and args[0] not in self.commands and not args[0].startswith("-"):
             args = ["find", *args]
         return super().parse_args(ctx, args)

@@ -314,6 +314,7 @@ def planted_language_model(
             optimiser.zero_grad(set_to_none=True)
             supervised_nll(model, batch).mean().backward()  # type: ignore[no-untyped-call]
             optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
     examples, pairs = _planted_examples(table, 2000, generator)
     return model.eval(), examples, pairs
 

@@ -141,8 +141,7 @@ class CountSketch:
         rows_BRC = self._folded(_gradient(left, right))
         width = rows_BRC.shape[-1]
         wide_BD = out_BD.new_zeros(len(out_BD), self.num_dimensions + width)
-        rows_RBC = rows_BRC.transpose(0, 1).contiguous()
-        for row_BC, shift in zip(rows_RBC, hashing.shifts, strict=True):
+        for row_BC, shift in zip(rows_BRC.unbind(1), hashing.shifts, strict=True):
             wide_BD[:, shift : shift + width] += row_BC
         out_BD += wide_BD[:, : self.num_dimensions]
         out_BD[:, :width] += wide_BD[:, self.num_dimensions :]
@@ -175,7 +174,9 @@ class Rademacher:
     ) -> None:
         """Multiply the layer's gradients by signs that are drawn again for every call."""
         gradient_BP = _gradient(delta_BTO, input_BTI).flatten(1)
-        generator = torch.Generator().manual_seed(_layer_seed(layer, self._seed))
+        # torch's generator reads no more than 32 bits of a seed: they have to depend on both.
+        drawn = seeded_generator(_layer_seed(layer, self._seed), "rademacher").integers(1 << 32)
+        generator = torch.Generator().manual_seed(int(drawn))
         block = max(1, _BLOCK_NUMBERS // self.num_dimensions)
         scale = 1 / math.sqrt(self.num_dimensions)
         for start in range(0, gradient_BP.shape[1], block):

@@ -175,13 +175,17 @@ def _against_lognormal(sizes: IntArray) -> tuple[float | None, float | None, str
     if len(ordered) < MIN_CLUSTERS or ordered[0] == ordered[-1]:
         return None, None, f"{len(ordered)} clusters are too few, or too equal, to fit a law to"
     smallest = int(ordered[MIN_CLUSTERS - 1])
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            fit = powerlaw.Fit(ordered, discrete=True, xmin=(1, smallest + 1), verbose=False)
-            ratio, p_value = fit.distribution_compare(
-                "power_law", "lognormal", normalized_ratio=True
-            )
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+                limits = (1, smallest) if smallest > 1 else 1
+                fit = powerlaw.Fit(ordered, discrete=True, xmin=limits, verbose=False)
+                ratio, p_value = fit.distribution_compare(
+                    "power_law", "lognormal", normalized_ratio=True
+                )
+    except ValueError as error:  # no smallest size leaves enough to fit to
+        return None, None, f"no law can be fitted to the sizes of the clusters ({error})"
     if not np.isfinite(ratio) or not np.isfinite(p_value):
         return None, None, "the likelihoods of power law and lognormal cannot be compared"
     return float(ratio), float(p_value), ""

@@ -85,7 +85,7 @@ def default_cell(root: Path) -> str:
     Raises:
         InputError: The run has none.
     """
-    cells = read_run(root)["cells"]
+    cells: dict[str, Any] = read_run(root)["cells"]
     found = [name for name, cell in cells.items() if cell["arm"] == "tell" and cell["train"]]
     if not found:
         raise InputError(f"{root} has no cell of arm `tell`; choose one of {', '.join(cells)}")

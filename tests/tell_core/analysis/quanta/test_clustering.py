@@ -19,6 +19,7 @@ from tell_core.analysis.quanta.clustering import (
 from tell_core.analysis.quanta.controls import planted_mixture
 
 
+@settings(deadline=None)
 @given(labels=st.lists(st.integers(0, 5), min_size=1, max_size=40))
 def test_numbering_by_size_keeps_the_groups(labels):
     _, dense = np.unique(labels, return_inverse=True)
@@ -45,9 +46,9 @@ def test_a_gradient_of_zeros_is_far_from_all():
     assert distances[1].tolist() == [1, 0, 1]
 
 
-@pytest.mark.parametrize("num_clusters", [3, 12])
+@pytest.mark.parametrize("num_clusters", [3, 7])
 def test_planted_clusters_are_found_with_their_number(num_clusters: int):
-    vectors, groups = planted_mixture(240, num_clusters, 64, noise=0.7, seed=1)
+    vectors, groups = planted_mixture(100, num_clusters, 64, noise=0.7, seed=1)
 
     found = cluster_gradients(vectors)
 
@@ -57,19 +58,21 @@ def test_planted_clusters_are_found_with_their_number(num_clusters: int):
 
 def test_clusters_of_unequal_size_are_found():
     generator = np.random.default_rng(0)
-    groups = np.repeat(np.arange(8), [120, 60, 30, 15, 8, 6, 5, 4])
-    vectors = generator.standard_normal((8, 64))[groups] + 0.7 * generator.standard_normal(
-        (len(groups), 64)
-    )
+    groups = np.repeat(np.arange(6), [60, 30, 15, 8, 6, 4])
+    centres = generator.standard_normal((6, 64))[groups]
+    vectors = centres + 0.7 * generator.standard_normal((len(groups), 64))
 
-    average = agreement(cluster_gradients(vectors).labels, groups)
+    assert agreement(cluster_gradients(vectors).labels, groups) > 0.95
 
-    assert average > 0.95
-    assert agreement(spectral_labels(vectors, 8), groups) < average
+
+def test_spectral_clustering_finds_clusters_of_equal_size():
+    vectors, groups = planted_mixture(90, 3, 64, noise=0.7, seed=1)
+
+    assert agreement(spectral_labels(vectors, 3), groups) > 0.95
 
 
 def test_vectors_without_clusters_are_agreed_on_no_more_than_others_like_them():
-    vectors = np.random.default_rng(3).standard_normal((200, 50))
+    vectors = np.random.default_rng(3).standard_normal((80, 50))
     found = cluster_gradients(vectors)
 
     chance = null_agreements(vectors, found.num_clusters)
@@ -78,7 +81,7 @@ def test_vectors_without_clusters_are_agreed_on_no_more_than_others_like_them():
 
 
 def test_planted_clusters_are_agreed_on_more_than_vectors_without():
-    vectors, _ = planted_mixture(200, 6, 50, noise=0.7, seed=0)
+    vectors, _ = planted_mixture(80, 6, 50, noise=0.7, seed=0)
     found = cluster_gradients(vectors)
 
     assert found.agreement > max(null_agreements(vectors, found.num_clusters)) + 0.3
@@ -93,6 +96,7 @@ def test_the_same_seed_finds_the_same():
     assert first.stability == second.stability
 
 
+@settings(deadline=None)
 @given(num_samples=st.integers(8, 3000))
 def test_numbers_of_clusters_rise_and_leave_four_samples_to_each(num_samples: int):
     counts = default_counts(num_samples)

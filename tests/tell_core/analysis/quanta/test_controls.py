@@ -6,8 +6,8 @@ from tell_core.analysis.quanta.acceptance import CONTROLS, Check, chosen_control
 from tell_core.analysis.quanta.controls import planted_mixture
 from tell_core.errors import InputError
 
-FAST = ["gradients", "mixture", "random", "gaussian"]
-SLOW = ["projection", "language-model", "sparse-parity-gradients"]
+FAST = ["gradients", "mixture", "gaussian"]
+SLOW = ["projection", "random", "language-model", "sparse-parity-gradients"]
 
 
 def missed(checks: list[Check]) -> list[Check]:

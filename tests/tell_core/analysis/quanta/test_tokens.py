@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tell_core.analysis.quanta.tokens import (
@@ -27,6 +27,7 @@ SEQUENCES = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(pairs=SEQUENCES, ngram=st.integers(2, 4))
 def test_a_token_is_a_copy_when_its_ngram_occurred_before(pairs, ngram: int):
     examples = from_lists(pairs, is_task=False)
@@ -40,11 +41,13 @@ def test_a_token_is_a_copy_when_its_ngram_occurred_before(pairs, ngram: int):
         assert is_copy == (position + 1 >= ngram and gram in earlier)
 
 
+@settings(deadline=None)
 @given(pairs=SEQUENCES)
 def test_without_a_length_nothing_is_a_copy(pairs):
     assert not induction_mask(from_lists(pairs, is_task=False), 0).any()
 
 
+@settings(deadline=None)
 @given(pairs=SEQUENCES)
 def test_supervised_places_are_those_of_the_responses(pairs):
     expected = [
@@ -82,13 +85,13 @@ def test_every_token_is_counted_once(barely_trained):
     model, examples, _ = barely_trained
 
     chosen = select_tokens(
-        model, all_supervised(examples.select(range(200))), limit=10, floor=1, ceiling=3, ngram=2
+        model, all_supervised(examples.select(range(200))), limit=10, floor=3, ceiling=5, ngram=2
     )
 
     counts = dict(chosen.counts)
     assert counts.pop("supervised") == sum(counts.values())
     assert counts["chosen"] == len(chosen) == 10
-    assert ((chosen.losses >= 1) & (chosen.losses <= 3)).all()
+    assert ((chosen.losses >= 3) & (chosen.losses <= 5)).all()
 
 
 def test_a_smaller_choice_is_part_of_a_larger_one(barely_trained):
