@@ -43,7 +43,9 @@ def show_results(root: Path, model_uri: str | None, tracking_url: str | None) ->
     answer = "\n\n".join(verdict_sentence(leverage))
     lines = [f"# {root.name}", answer, f"Report: `{root.absolute() / 'report.html'}`"]
     if model_uri:
-        lines.append(f"Registered as challenger: `{model_uri}`")
+        lines.append(f"Registered as challenger: {_model_link(model_uri, tracking_url)}")
+    if tracking_url:
+        lines.append(f"[The run in MLflow]({tracking_url})")
     create_markdown_artifact(key="answer", markdown="\n\n".join(lines))
     columns, rows = query(root, SCORES_SQL)
     create_table_artifact(
@@ -57,8 +59,15 @@ def show_results(root: Path, model_uri: str | None, tracking_url: str | None) ->
         create_image_artifact(
             key="leverage", image_url=f"data:image/png;base64,{content}", description=answer
         )
-    if tracking_url:
-        create_link_artifact(key="mlflow", link=tracking_url, link_text="The run in MLflow")
+
+
+def _model_link(model_uri: str, tracking_url: str | None) -> str:
+    """The version, with a link to its page where the store has pages."""
+    if tracking_url is None:
+        return f"`{model_uri}`"
+    name, version = model_uri.removeprefix("models:/").rsplit("/", 1)
+    pages = tracking_url.partition("#")[0]
+    return f"[{model_uri}]({pages}#/models/{name}/versions/{version})"
 
 
 def _finite(value: Any) -> Any:

@@ -21,6 +21,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from prefect import get_run_logger, task
+from prefect.artifacts import create_link_artifact
 from prefect.cache_policies import NO_CACHE
 
 from tasks.stores import SQLITE, tracking_uri, without_password
@@ -93,7 +94,14 @@ def connect(root: Path, uri: str | None = None) -> MlflowClient:
 
 @task(name="track experiment", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[2.0, 10.0])
 def open_experiment(spec: ExperimentSpec, root: Path, curated: Stage) -> dict[str, Any]:
-    """Start the parent run, or take up the one this run directory already has."""
+    """Start the parent run, or take up the one this run directory already has; link its page."""
+    record = _opened(spec, root, curated)
+    if url := run_url(record):
+        create_link_artifact(key="mlflow", link=url, link_text="The run in MLflow")
+    return record
+
+
+def _opened(spec: ExperimentSpec, root: Path, curated: Stage) -> dict[str, Any]:
     client = connect(root)
     record, uri = read_record(root), without_password(tracking_uri(root))
     if record and record["uri"] == uri and _exists(client, record["parent"]):
