@@ -5,7 +5,7 @@ or its supervised tokens only.
 """
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -172,11 +172,26 @@ def source_shares(
         weights: Relative share of each source.
         budget: Upper bound over all sources, in tokens.
     """
-    names = np.asarray(source_names)
-    tokens = {name: token_counts[names == name] for name in weights}
-    available = {name: int(counts.sum()) for name, counts in tokens.items() if len(counts)}
+    available = available_tokens(token_counts, source_names, weights)
     shares = split_budget(budget, [weights[name] for name in available], list(available.values()))
     return dict(zip(available, shares, strict=True))
+
+
+def available_tokens(
+    token_counts: IntArray,
+    source_names: Sequence[str] | npt.NDArray[np.str_],
+    weights: Iterable[str],
+) -> dict[str, int]:
+    """Tokens that each source holds; sources without examples are left out.
+
+    Args:
+        token_counts: Shape (N,). Tokens per example.
+        source_names: Length N. Source of each example.
+        weights: Names of the sources, in the order of the result.
+    """
+    names = np.asarray(source_names)
+    tokens = {name: token_counts[names == name] for name in weights}
+    return {name: int(counts.sum()) for name, counts in tokens.items() if len(counts)}
 
 
 def select_from_sources(

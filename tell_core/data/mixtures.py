@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,15 +16,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tell_core.data.budgets import (
+    available_tokens,
     choice_order,
     select_from_sources,
     select_within_budget,
-    source_shares,
+    split_budget,
     stratified_order,
 )
 from tell_core.data.corpus import Corpus, parse_extra
 from tell_core.data.encoding import EncodedExamples, IntArray, concatenate
-from tell_core.data.orders import build_order, num_passes, repeated_order, shuffle_proof
+from tell_core.data.orders import (
+    build_order,
+    num_passes,
+    repeated_order,
+    repeated_visits,
+    shuffle_proof,
+)
 from tell_core.data.pools import Look, Pools, open_pools
 from tell_core.data.rendering import ChatRenderer, label_mask_pieces
 from tell_core.data.seeding import choose_rows
@@ -190,9 +197,20 @@ class _CellData:
     def general_shares(self) -> dict[str, int]:
         """What each general source may use of the general budget."""
         assert self.cell.general_budget_tokens is not None, "the arm uses general data"
-        pool = self.general_pool
-        return source_shares(
-            self.counts(pool), pool.sources, self.general_weights, self.cell.general_budget_tokens
+        available, weights = self._general_available(), self.general_weights
+        shares = split_budget(
+            self.cell.general_budget_tokens,
+            [weights[name] for name in available],
+            list(available.values()),
+        )
+        return dict(zip(available, shares, strict=True))
+
+    def _general_available(self) -> dict[str, int]:
+        """What each general source with examples holds, in the unit of the budgets."""
+        pool, weights, unit = self.general_pool, self.general_weights, self.spec.budgets.unit
+        return self.pools.once(
+            ("available", unit, *weights),
+            lambda: available_tokens(self.counts(pool), pool.sources, weights),
         )
 
     @cached_property
@@ -209,12 +227,12 @@ class _CellData:
                 self.cell.general_budget_tokens,
                 self._general_orders(),
             )
-        return select_from_sources(
-            self.counts(self.general_pool),
-            self.general_pool.sources,
-            weights,
-            self.cell.general_budget_tokens,
-            self.cell.seed,
+        budget, seed = self.cell.general_budget_tokens, self.cell.seed
+        return self.pools.once(
+            ("general rows", self.spec.budgets.unit, *weights.items(), budget, seed),
+            lambda: select_from_sources(
+                self.counts(self.general_pool), self.general_pool.sources, weights, budget, seed
+            ),
         )
 
     def _general_orders(self) -> Mapping[str, IntArray]:
@@ -236,7 +254,7 @@ class _CellData:
         if not self.arm.is_trained:
             return np.empty(0, dtype=np.int32)
         if self.arm.matches_steps:
-            return repeated_order(num_task, self._matched_positions(), self.cell.seed)
+            return repeated_order(num_task, self.num_positions, self.cell.seed)
         return build_order(
             self.arm.order,
             num_task,
@@ -246,11 +264,16 @@ class _CellData:
             self.arm.num_blocks,
         )
 
-    def _matched_positions(self) -> int:
-        """Positions of a training with as many steps as `tell` has."""
-        if self.num_steps is not None:
+    @cached_property
+    def num_positions(self) -> int:
+        """Length of the order; an arm that matches steps has as many as `tell`."""
+        if not self.arm.is_trained:
+            return 0
+        if self.arm.matches_steps and self.num_steps is not None:
             return self.num_steps * self.spec.training.batch_size
-        num_mixture = len(self.task_rows) + len(self.budget_general_rows)
+        uses_general = self.arm.uses_general or self.arm.matches_steps
+        num_general = len(self.budget_general_rows) if uses_general else 0
+        num_mixture = len(self.task_rows) + num_general
         return self._num_passes(num_mixture) * num_mixture
 
     def _num_passes(self, num_examples: int) -> int:
@@ -260,8 +283,8 @@ class _CellData:
         )
 
     @cached_property
-    def index(self) -> MixtureIndex:
-        """The chosen examples as the arm sees them, task data first, and the order over them."""
+    def chosen(self) -> MixtureIndex:
+        """The chosen examples as the arm sees them, task data first, without an order."""
         general_look = Look("anchor" if self.arm.anchors_general else "none")
         chosen = (
             ("task_train", self.task_rows, self.look, True),
@@ -272,7 +295,12 @@ class _CellData:
             for part, rows, look, is_task in chosen
             if len(rows)
         ]
-        return MixtureIndex(tuple(parts), self.order)
+        return MixtureIndex(tuple(parts), np.empty(0, dtype=np.int32))
+
+    @cached_property
+    def index(self) -> MixtureIndex:
+        """The chosen examples and the order over them."""
+        return replace(self.chosen, order=self.order)
 
     @cached_property
     def items(self) -> tuple["_Items", ...]:
@@ -318,12 +346,17 @@ class _CellData:
     @cached_property
     def visits(self) -> IntArray:
         """Shape (N,). How often the training meets each example."""
-        return np.bincount(self.order, minlength=len(self.task_rows) + len(self.general_rows))
+        num_examples = len(self.task_rows) + len(self.general_rows)
+        if not self.num_positions:
+            return np.zeros(num_examples, dtype=np.int64)
+        if self.arm.matches_steps:
+            return repeated_visits(num_examples, self.num_positions, self.cell.seed)
+        return np.full(num_examples, self.num_positions // num_examples)
 
     def ledger(self) -> Ledger:
         """What is available, chosen, rendered and supervised, in tokens."""
         cell, task, general = self.cell, self.task_pool, self.general_pool
-        lengths, visits, num_task = self.index.lengths, self.visits, len(self.task_rows)
+        lengths, visits, num_task = self.chosen.lengths, self.visits, len(self.task_rows)
         return {
             "budget_unit": self.spec.budgets.unit,
             "task_budget_tokens": cell.task_budget_tokens,
@@ -335,11 +368,11 @@ class _CellData:
             "general_tokens": int(general.num_tokens[self.general_rows].sum()),
             "general_available_tokens": int(general.num_tokens.sum()),
             "num_general_examples": len(self.general_rows),
-            "supervised_tokens": int((visits * self.index.supervised_counts).sum()),
+            "supervised_tokens": int((visits * self.chosen.supervised_counts).sum()),
             "rendered_tokens": int((visits * lengths).sum()),
             "task_epochs": float(visits[:num_task].mean()) if num_task else 0.0,
-            "steps": math.ceil(len(self.order) / self.spec.training.batch_size),
-            "epochs": len(self.order) / len(lengths) if len(self.order) else 0.0,
+            "steps": math.ceil(self.num_positions / self.spec.training.batch_size),
+            "epochs": self.num_positions / len(lengths) if self.num_positions else 0.0,
             "sources": [*self._task_sources(), *self._general_sources()],
         }
 
@@ -347,9 +380,8 @@ class _CellData:
         name, counts = self.spec.task.train.name, self.counts(self.task_pool)
         visits = self.visits[: len(self.task_rows)]
         budget = self.cell.task_budget_tokens
-        every = np.arange(len(counts))
-        used = [_SourceUse("task", name, budget, self.task_rows, every, visits)]
-        return [use.entry(counts) for use in used if self.arm.uses_task]
+        use = _SourceUse("task", name, budget, self.task_rows, int(counts.sum()), visits)
+        return [use.entry(counts)] if self.arm.uses_task else []
 
     def _general_sources(self) -> list[Ledger]:
         if not self.arm.uses_general:
@@ -357,13 +389,14 @@ class _CellData:
         pool, rows = self.general_pool, self.general_rows
         counts, visits = self.counts(pool), self.visits[len(self.task_rows) :]
         names = pool.sources[rows]
+        available = self._general_available()
         return [
             _SourceUse(
                 "general",
                 name,
                 share,
                 rows[names == name],
-                np.flatnonzero(pool.sources == name),
+                available[name],
                 visits[names == name],
             ).entry(counts)
             for name, share in self.general_shares.items()
@@ -371,13 +404,13 @@ class _CellData:
 
 
 class _SourceUse(NamedTuple):
-    """What a cell takes of one source: rows chosen, rows there, and how often each is met."""
+    """What a cell takes of one source: rows chosen, tokens there, and how often each is met."""
 
     role: str
     name: str
     budget: int | None
     rows: IntArray
-    available: IntArray
+    available: int
     visits: IntArray
 
     def entry(self, counts: IntArray) -> Ledger:
@@ -387,7 +420,7 @@ class _SourceUse(NamedTuple):
             "source": self.name,
             "budget": self.budget,
             "used": int(counts[self.rows].sum()),
-            "available": int(counts[self.available].sum()),
+            "available": self.available,
             "num_examples": len(self.rows),
             "repeats": float(self.visits.mean()) if len(self.visits) else 0.0,
         }

@@ -72,6 +72,18 @@ def repeated_order(num_task: int, num_positions: int, seed: int) -> IntArray:
     return build_order("shuffle", num_task, 0, num_epochs, seed)[:num_positions]
 
 
+def repeated_visits(num_task: int, num_positions: int, seed: int) -> IntArray:
+    """How often `repeated_order` meets each example, without laying it out.
+
+    Returns:
+        Shape (num_task,).
+    """
+    num_epochs, rest = divmod(num_positions, num_task)
+    visits = np.full(num_task, num_epochs)
+    visits[_epoch_order("shuffle", num_task, 0, 1, _epoch_generator(seed, num_epochs))[:rest]] += 1
+    return visits
+
+
 def shuffle_proof(order_first_epoch: IntArray, is_task: BoolArray) -> dict[str, Any]:
     """How evenly task examples lie among general ones in one epoch.
 

@@ -1,11 +1,11 @@
 """Pools: the curated corpora as cells draw from them, each look rendered once and kept on disk."""
 
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
@@ -22,6 +22,8 @@ from tell_core.store import is_intact, read_json, write_beside
 _VERSION = 1  # raised by hand when the same look comes out as other tokens
 _BATCH_ROWS = 2048
 _LOCK_FILE = ".tokens.lock"
+_MAX_MADE = 32
+T = TypeVar("T")
 
 
 class Look(NamedTuple):
@@ -60,6 +62,7 @@ class Pools:
         self._corpora: dict[str, Corpus] = {}
         self._stores: dict[str, TokenStore] = {}
         self._random_texts: dict[int, str] = {}
+        self._made: dict[tuple[Hashable, ...], Any] = {}
         _require_same_renderer(directory, renderer)
 
     @cached_property
@@ -100,6 +103,17 @@ class Pools:
     def index(self, part: str, rows: IntArray, look: Look, *, is_task: bool) -> IndexPart:
         """The examples of ``rows`` where they lie in the store of the whole part."""
         return IndexPart(self.store(part, look), rows, is_task)
+
+    def once(self, key: tuple[Hashable, ...], make: Callable[[], T]) -> T:
+        """What ``make`` gives, computed once for all cells of this process that ask with ``key``.
+
+        The last few are kept, the oldest goes first.
+        """
+        if key not in self._made:
+            while len(self._made) >= _MAX_MADE:
+                self._made.pop(next(iter(self._made)), None)
+            self._made[key] = make()
+        return cast(T, self._made[key])
 
     def random_text(self, seed: int) -> str:
         """Random text as long as the anchor prompt."""

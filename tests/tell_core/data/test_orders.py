@@ -10,6 +10,7 @@ from tell_core.data.orders import (
     num_passes,
     order_digest,
     repeated_order,
+    repeated_visits,
     shuffle_proof,
 )
 
@@ -129,3 +130,12 @@ def test_passes_reach_the_fewest_steps_and_never_fall_below_the_epochs(
     assert passes >= epochs
     assert passes * num_examples >= min_steps * batch_size
     assert passes == epochs or (passes - 1) * num_examples < min_steps * batch_size
+
+
+@given(st.integers(1, 12), st.integers(0, 60), st.integers(0, 5))
+def test_visits_of_a_repeated_order_are_counted_without_laying_it_out(num_task, positions, seed):
+    order = repeated_order(num_task, positions, seed) if positions else np.empty(0, dtype=np.int32)
+
+    visits = repeated_visits(num_task, positions, seed)
+
+    assert visits.tolist() == np.bincount(order, minlength=num_task).tolist()
