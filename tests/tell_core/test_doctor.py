@@ -25,7 +25,7 @@ def with_method(spec: ExperimentSpec, method: str) -> ExperimentSpec:
 def test_a_sound_experiment_passes_every_check(spec: ExperimentSpec, tmp_path: Path, method: str):
     checks, samples = check_experiment(with_method(spec, method), tmp_path)
 
-    assert [check.verdict for check in checks] == ["ok"] * 5, checks
+    assert [check.verdict for check in checks] == ["ok"] * 7, checks
     assert len(samples) == 2
     assert all(any(supervised for _, supervised in pieces) for pieces in samples)
 
