@@ -79,6 +79,9 @@ class Discovery:
         chance: Agreement of subsamples of vectors without clusters, cut into as many.
         ranks: Verdict on rank and size.
         output_agreement: Agreement of the clusters with the output tokens.
+        output_purity: Share of the tokens that are the commonest output of their cluster, over
+            clusters of two tokens or more. Clusters may be finer than output tokens: then the
+            agreement is low though each holds a single one.
         seconds: Wall seconds of "tokens", "gradients" and "clusters".
     """
 
@@ -89,6 +92,7 @@ class Discovery:
     chance: tuple[float, ...]
     ranks: RankVerdict
     output_agreement: float
+    output_purity: float
     seconds: dict[str, float]
 
     @property
@@ -106,10 +110,14 @@ class Discovery:
                 f" {found.num_clusters}, and to {max(self.chance):.2f} where there are none"
             )
         else:
+            most = (
+                " (the most that was tried)" if found.num_clusters == max(found.stability) else ""
+            )
             clusters = (
-                f"{found.num_clusters} candidate quanta, on which subsamples agree to"
+                f"{found.num_clusters} candidate quanta{most}, on which subsamples agree to"
                 f" {found.agreement:.2f} (without clusters: at most {max(self.chance):.2f});"
-                f" agreement with the output tokens {self.output_agreement:.2f}"
+                f" {self.output_purity:.0%} of the tokens are the commonest output of their cluster"
+                f" (agreement with the output tokens {self.output_agreement:.2f})"
             )
         return f"{clusters}. Power law of use: {self.ranks.verdict} ({self.ranks.reason})."
 
@@ -127,6 +135,7 @@ class Discovery:
             "chance": list(self.chance),
             "stability": {str(count): value for count, value in found.stability.items()},
             "output_agreement": self.output_agreement,
+            "output_purity": self.output_purity,
             "ranks": self.ranks.as_json(),
             "seconds": self.seconds,
         }
@@ -179,6 +188,7 @@ def discover(
         chance=tuple(chance),
         ranks=ranks,
         output_agreement=agreement(found.labels, output_tokens(samples)),
+        output_purity=purity(found.labels, output_tokens(samples)),
         seconds=seconds,
     )
 
@@ -186,6 +196,14 @@ def discover(
 def output_tokens(samples: EncodedExamples) -> IntArray:
     """The last token of each sample, shape (S,)."""
     return np.asarray(samples.tokens[samples.offsets[1:] - 1], dtype=np.int64)
+
+
+def purity(labels: IntArray, outputs: IntArray) -> float:
+    """Share of samples with the commonest output of their cluster, single ones left out; 0 to 1."""
+    groups = [outputs[labels == label] for label in np.unique(labels)]
+    shared = [group for group in groups if len(group) > 1]
+    commonest = sum(int(np.unique(group, return_counts=True)[1].max()) for group in shared)
+    return commonest / max(1, sum(len(group) for group in shared))
 
 
 def centres(vectors_SD: Float32Array, labels: IntArray) -> Float32Array:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DIRECTORY = "quanta"
-_VERSION = 1
+_VERSION = 2
 # General examples whose gradients are compared with the clusters'.
 NUM_PUSHING = 256
 _TOKEN_COLUMNS = ("item_id", "role", "position", "token_id", "token", "loss", "cluster")
