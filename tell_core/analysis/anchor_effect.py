@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tell_core.analysis.separability import Separability
 
 ANCHOR_ARMS = ("tell", "tell_no_anchor", "tell_random_anchor", "sft")
+_NUM_PERMUTATIONS = 39  # a p-value of 0.025 can show; each costs five probes per model
 _ANCHORED = {"tell": "anchor", "tell_random_anchor": "random text", "tell_no_anchor": "none",
              "sft": "own instruction"}  # fmt: skip
 
@@ -85,7 +86,9 @@ def _probe(run: RunCells, cell: AnalysedCell) -> tuple[Separability, list[dict[s
     layer = max(1, int(cast("Any", model).config.num_hidden_layers) // 2)
     states = last_prompt_states(model, examples, layer)
     is_task = np.asarray(examples.is_task, dtype=bool)
-    found = separability(states, is_task, np.arange(len(examples)))
+    found = separability(
+        states, is_task, np.arange(len(examples)), num_permutations=_NUM_PERMUTATIONS
+    )
     points = [
         {"x": float(x), "y": float(y), "role": "task" if task else "general"}
         for (x, y), task in zip(projection(states), is_task, strict=True)

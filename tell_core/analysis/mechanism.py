@@ -250,7 +250,7 @@ def _against_smooth(scale: FloatArray, losses: FloatArray, *, verdicts_share: fl
     low, high = np.quantile(excess, [0.025, 0.975])
     return Component(
         "share of steps, beyond smooth curves with the same noise",
-        float(excess.mean()), float(low), float(high), min(1.0, 2 * p_value), excess.mean() > 0,
+        float(excess.mean()), float(low), float(high), min(1.0, 2 * p_value), bool(excess.mean() > 0),
     )  # fmt: skip
 
 
