@@ -93,11 +93,7 @@ def train_cell(
         with trainable(base.model, training, seed, device, is_shared=is_shared) as model:
             trainer = Trainer(model, mixture, probe, training, seed, device, precision)
             helpers = helper_arguments(
-                model_path=model_path,
-                revision=revision,
-                inputs=inputs,
-                training=training,
-                dtype=dtype,
+                model_path=base.id, revision=revision, inputs=inputs, training=training, dtype=dtype
             )
             with open_ranks(helpers, trainer, training.num_ranks), explain_disk_errors(out):
                 trainer.run(out, identity, on_progress)

@@ -261,6 +261,15 @@ class Trainer:
         if checkpoint is not None:
             self.restore(checkpoint)
             logger.info("going on from step %d of %d", checkpoint.step, self.num_steps)
+        counts = self.engine.count_batches()
+        logger.info(
+            "%d steps, %s: %d forward passes, %d tokens, %.1f %% of what is computed is padding",
+            counts.steps,
+            self.engine.limits.layout,
+            counts.forward_passes,
+            counts.tokens,
+            100 * counts.padding_share,
+        )
         devices.reset_peak_memory(self.device)
         with (
             self.engine.attended(),
