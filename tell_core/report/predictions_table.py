@@ -20,7 +20,7 @@ from tell_core.report.blocks import (
 from tell_core.report.charts import make_chart
 from tell_core.report.curves import arm_label
 from tell_core.report.figure_data import FigureData
-from tell_core.report.formats import as_number, format_count, format_score
+from tell_core.report.formats import as_number, format_count, format_score, plural
 from tell_core.report.reading import Json, RunFiles, read_optional_json
 
 MAX_ITEM_LINES = 120
@@ -152,7 +152,7 @@ def _item_chart(figure: Json) -> Chart:
         "prediction-1",
         partial(mechanism_figures.items_by_general_data, steps, others),
         FigureData(("item", "verdict", "general_tokens", "loss"), tuple(rows)),
-        f"{len(steps)} items fall in a step, {len(others)} others are shown.",
+        f"{plural(len(steps), 'item')} with a step, {plural(len(others), 'other')} shown.",
         caption="Mean over seeds. Strong lines: items whose fall is a step that passes the guard.",
     )
 
