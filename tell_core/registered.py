@@ -22,7 +22,7 @@ from tell_core.data.reading import read_source
 from tell_core.data.rendering import ChatRenderer, Example
 from tell_core.data.sources import ResolvedSource
 from tell_core.data.workspace import fetch_one, open_workspace, stream_batches
-from tell_core.errors import InputError, StoreError
+from tell_core.errors import InputError, ModelError, StoreError
 from tell_core.evaluation.base import PREDICTIONS_FILE, Metric
 from tell_core.evaluation.measuring import Progress
 from tell_core.evaluation.metrics import build_metrics
@@ -36,7 +36,7 @@ from tell_core.spec.identity import fingerprint
 from tell_core.spec.loading import load_spec
 from tell_core.spec.model import ExperimentSpec
 from tell_core.store import read_json, write_json, write_text
-from tell_core.training.models import load_tokenizer
+from tell_core.training.models import full_model, load_tokenizer, model_digest, resolve_model
 
 VERSION_DIRECTORY = "version"
 VERSION_FORMAT = "2"
@@ -216,13 +216,15 @@ def evaluate_version(
 
     Raises:
         DataError: An item does not fit into the model's context.
-        ModelError: The base model cannot be found.
+        ModelError: The base model cannot be found, or is not the one that was trained on.
         EvaluationError: The weights give no finite log-probability.
     """
     spec = version.spec()
     serving = read_json(version.version / SERVING_FILE)
     evaluation = (evaluate_as or version).spec().evaluation.model_copy(update={"harness": ()})
     rows = pq.read_table(items).to_pylist()
+    if base_only or not full_model(version.trained):
+        _require_base(version, serving)
     looks = _Looks.of(version, serving, "base" if base_only else serving["arm"])
     _write_inputs(rows, looks, out / "inputs")
     evaluate_cell(
@@ -275,7 +277,12 @@ class _Looks:
 
     @classmethod
     def of(cls, version: RegisteredVersion, serving: Mapping[str, Any], arm: str) -> "_Looks":
-        tokenizer = load_tokenizer(serving["base_model"], serving["base_revision"])
+        full = full_model(version.trained)  # complete in itself, wherever its base is by now
+        tokenizer = (
+            load_tokenizer(str(full))
+            if full
+            else load_tokenizer(serving["base_model"], serving["base_revision"])
+        )
         anchor = version.anchor
         num_tokens = anchor.num_tokens if parse_arm(arm).task_anchor == "random" else 0
         text = random_anchor(tokenizer, num_tokens, serving["anchor_seed"])
@@ -291,6 +298,21 @@ class _Looks:
             kind, self.anchor, example.prompt, example.system, self.random_text
         )
         return example._replace(system=system, prompt=prompt)
+
+
+def _require_base(version: RegisteredVersion, serving: Mapping[str, Any]) -> None:
+    """Scores on another base model would be those of another model.
+
+    Raises:
+        ModelError: It is missing, or another.
+    """
+    base = resolve_model(serving["base_model"], serving["base_revision"])
+    wanted, found = version.card["base_digest"], model_digest(base)
+    if found != wanted:
+        raise ModelError(
+            f"the base model in {base} has digest {found[:12]}, but {version.name} was trained on"
+            f" {wanted[:12]}: put the right one there"
+        )
 
 
 def _write_inputs(rows: Sequence[Mapping[str, Any]], looks: _Looks, out: Path) -> None:

@@ -31,15 +31,15 @@ from tasks.registry import (
 )
 from tasks.tracking import connect, register_best
 from tell_core.analysis.summary import analyse_run
-from tell_core.errors import InputError
+from tell_core.errors import InputError, ModelError
 from tell_core.pipeline import curate_stage, run_cell
-from tell_core.registered import RegisteredVersion, bare_prompts
+from tell_core.registered import RegisteredVersion, bare_prompts, evaluate_version
 from tell_core.replaying import changed_inputs, noise_of, replay
 from tell_core.results import write_results, write_spec
 from tell_core.spec.cells import plan_cells
 from tell_core.spec.loading import load_spec
 from tell_core.spec.model import SourceSpec
-from tell_core.store import read_json
+from tell_core.store import read_json, write_json
 from tests.fixtures.tiny import write_tiny_spec
 
 pytestmark = pytest.mark.timeout(300)
@@ -111,6 +111,7 @@ def call(registry: Registry, *arguments: str):
     return CliRunner().invoke(app, [*arguments, "--store", registry.store])
 
 
+@pytest.mark.slow
 def test_the_report_card_says_all_that_a_user_must_know(registry: Registry):
     with fetched(registry.client.get_model_version(NAME, "2")) as version:
         card = version.card
@@ -127,6 +128,7 @@ def test_the_report_card_says_all_that_a_user_must_know(registry: Registry):
     assert "## Price in other abilities" in page
 
 
+@pytest.mark.slow
 def test_the_input_example_is_of_the_test_set_and_the_signature_is_there(registry: Registry):
     info = mlflow.models.get_model_info(f"models:/{NAME}/2")
     with fetched(registry.client.get_model_version(NAME, "2")) as version:
@@ -138,6 +140,7 @@ def test_the_input_example_is_of_the_test_set_and_the_signature_is_there(registr
     assert example["dataframe_split"]["data"] == [[prompt] for prompt in prompts[:2]]
 
 
+@pytest.mark.slow
 def test_the_first_version_must_beat_the_base_model(fresh: MlflowClient):
     decision = promote(fresh, NAME, "2")
 
@@ -146,6 +149,7 @@ def test_the_first_version_must_beat_the_base_model(fresh: MlflowClient):
     assert champion_number(fresh) == "2"
 
 
+@pytest.mark.slow
 def test_a_worse_version_is_refused_and_the_comparison_is_kept(fresh: MlflowClient):
     promote(fresh, NAME, "2")
 
@@ -161,6 +165,7 @@ def test_a_worse_version_is_refused_and_the_comparison_is_kept(fresh: MlflowClie
     assert kept["against"] == "version 2"
 
 
+@pytest.mark.slow
 def test_a_better_version_takes_over(fresh: MlflowClient):
     promote(fresh, NAME, "1", force_reason="a start")
 
@@ -170,6 +175,7 @@ def test_a_better_version_takes_over(fresh: MlflowClient):
     assert champion_number(fresh) == "2"
 
 
+@pytest.mark.slow
 def test_force_needs_a_reason_which_is_kept(registry: Registry, fresh: MlflowClient):
     promote(fresh, NAME, "2")
 
@@ -183,6 +189,7 @@ def test_force_needs_a_reason_which_is_kept(registry: Registry, fresh: MlflowCli
     assert tags["tell.promotion.reason"] == "the other one is slow"
 
 
+@pytest.mark.slow
 def test_a_refused_promotion_exits_1_and_a_wrong_name_2(registry: Registry, fresh: MlflowClient):
     promote(fresh, NAME, "2")
 
@@ -193,6 +200,7 @@ def test_a_refused_promotion_exits_1_and_a_wrong_name_2(registry: Registry, fres
     assert NAME in missing.stderr
 
 
+@pytest.mark.slow
 def test_an_incumbent_tested_on_other_items_is_tested_on_those_of_the_challenger(
     fresh: MlflowClient,
 ):
@@ -206,6 +214,7 @@ def test_an_incumbent_tested_on_other_items_is_tested_on_those_of_the_challenger
     assert compared.is_worse
 
 
+@pytest.mark.slow
 def test_testing_a_version_again_gives_what_was_registered(fresh: MlflowClient):
     promote(fresh, NAME, "2")
 
@@ -217,6 +226,7 @@ def test_testing_a_version_again_gives_what_was_registered(fresh: MlflowClient):
     assert not found.has_fallen
 
 
+@pytest.mark.slow
 def test_data_that_were_looked_at_are_not_looked_at_again(fresh: MlflowClient):
     promote(fresh, NAME, "2")
     recheck(fresh, NAME)
@@ -227,6 +237,7 @@ def test_data_that_were_looked_at_are_not_looked_at_again(fresh: MlflowClient):
     assert found.comparison is None
 
 
+@pytest.mark.slow
 def test_a_fall_on_fresh_data_is_seen(registry: Registry, fresh: MlflowClient, tmp_path: Path):
     promote(fresh, NAME, "2")
     rows = map(json.loads, (registry.world / "task_test.jsonl").read_text().splitlines())
@@ -240,11 +251,13 @@ def test_a_fall_on_fresh_data_is_seen(registry: Registry, fresh: MlflowClient, t
     assert fresh.get_model_version(NAME, "2").tags["tell.recheck"] == "fallen"
 
 
+@pytest.mark.slow
 def test_without_a_champion_there_is_nothing_to_check(fresh: MlflowClient):
     with pytest.raises(InputError, match="no champion"):
         recheck(fresh, NAME)
 
 
+@pytest.mark.slow
 def test_raw_task_files_do_not_get_the_anchor_twice(registry: Registry):
     with fetched(registry.client.get_model_version(NAME, "2")) as version:
         prefix = version.anchor.own_instruction
@@ -253,6 +266,7 @@ def test_raw_task_files_do_not_get_the_anchor_twice(registry: Registry):
         assert bare_prompts([f"{prefix}AB", "CD"], version.anchor) == [f"{prefix}AB", "CD"]
 
 
+@pytest.mark.slow
 def test_predict_answers_every_row_of_a_file(registry: Registry, tmp_path: Path):
     out = tmp_path / "answers.csv"
     source = registry.world / "task_test.jsonl"
@@ -268,6 +282,16 @@ def test_predict_answers_every_row_of_a_file(registry: Registry, tmp_path: Path)
         assert list(table["prediction"]) == answer(list(table["prompt"]))
 
 
+@pytest.mark.slow
+def test_a_version_is_not_tested_on_another_base_model(registry: Registry, tmp_path: Path):
+    with fetched(registry.client.get_model_version(NAME, "2")) as version:
+        write_json(version.version / "report_card.json", version.card | {"base_digest": "0" * 64})
+
+        with pytest.raises(ModelError, match="version 2 was trained on 0000"):
+            evaluate_version(version, version.items, tmp_path, base_only=True)
+
+
+@pytest.mark.slow
 def test_a_replay_is_bit_equal_until_an_input_changes(registry: Registry, tmp_path: Path):
     moved = tmp_path / "train.jsonl"
     lines = (registry.world / "task_train.jsonl").read_text().splitlines(keepends=True)
@@ -286,6 +310,7 @@ def test_a_version_of_another_origin_is_refused(tmp_path: Path):
         RegisteredVersion.at("other version 1", tmp_path)
 
 
+@pytest.mark.slow
 def test_packages_and_stages_that_changed_are_named(registry: Registry):
     with fetched(registry.client.get_model_version(NAME, "2")) as version:
         card = version.card
