@@ -250,8 +250,12 @@ def _against_smooth(scale: FloatArray, losses: FloatArray, *, verdicts_share: fl
     low, high = np.quantile(excess, [0.025, 0.975])
     return Component(
         "share of steps, beyond smooth curves with the same noise",
-        float(excess.mean()), float(low), float(high), min(1.0, 2 * p_value), bool(excess.mean() > 0),
-    )  # fmt: skip
+        float(excess.mean()),
+        float(low),
+        float(high),
+        min(1.0, 2 * p_value),
+        bool(excess.mean() > 0),
+    )
 
 
 def shared_before_specific(run: RunCells, split: Split) -> Finding:
