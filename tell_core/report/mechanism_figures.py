@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from tell_core.report.axes import log_token_axis, new_axes
 from tell_core.report.figures import PANEL
@@ -54,6 +54,9 @@ def times_by_frequency(learned: Points, censored: Points, palette: Palette) -> F
             axes.scatter(xs, ys, s=22, facecolors=face, edgecolors=palette["tell"], alpha=0.6)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):  # powers as markup would show as text in an SVG
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("Use frequency in general data")
     axes.set_ylabel("Step + 1 at which it is learned")
     return figure
