@@ -49,7 +49,8 @@ def _measure_index(arguments: argparse.Namespace) -> dict[str, Any]:
         ours, size = _timed(pools.ours)
         theirs, their_size = _timed(pools.with_datasets)
         pairs.append({"tell": ours, "datasets": theirs, "ratio": theirs / ours})
-        print(json.dumps(pairs[-1] | {"chosen": size, "chosen_by_datasets": their_size}))
+        record = pairs[-1] | {"chosen": size, "chosen_by_datasets": their_size}
+        print(json.dumps(record), file=sys.stderr, flush=True)
     median = {name: statistics.median(pair[name] for pair in pairs) for name in pairs[0]}
     return {
         "examples": arguments.examples,

@@ -5,7 +5,12 @@ import pytest
 
 from tell_core.data.curation import curate, renderer_for
 from tell_core.data.pools import Look, Pools
+from tell_core.data.token_store import open_mixture
 from tell_core.errors import DataError
+from tell_core.pipeline import curate_stage, mix_stage
+from tell_core.spec.cells import Cell
+from tell_core.spec.model import ExperimentSpec
+from tests.fixtures.tiny import tiny_fields
 
 from .tiny_tokenizers import INSTRUCT, build_tokenizer
 from .worlds import make_spec, write_world
@@ -80,3 +85,17 @@ def test_cells_that_ask_for_a_store_at_once_all_get_it(curated, renderer):
 
     assert len({store.digest for store in stores}) == 1
     assert len(list(curated.parent.glob("tokens-*"))) == 1
+
+
+def test_a_mix_stage_whose_tokens_are_gone_is_made_anew(tiny_world, tmp_path):
+    spec = ExperimentSpec.model_validate(tiny_fields(tiny_world))
+    curated, cell = curate_stage(spec, tmp_path), Cell("sft", 400, None, 0)
+    before = open_mixture(mix_stage(spec, cell, curated).path).digest
+    assert mix_stage(spec, cell, curated).reused
+    for path in tmp_path.glob("stages/tokens-*/tokens.arrow"):
+        path.unlink()
+
+    again = mix_stage(spec, cell, curated)
+
+    assert not again.reused
+    assert open_mixture(again.path).digest == before
