@@ -49,7 +49,7 @@ test-servers: setup
 docs: setup
 	$(BIN)/python -m tell_core.spec.reference > docs/specification.md
 	$(BIN)/python -m flows.reference > docs/commands.md
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Known advisories against the pinned versions; needs the network.
 audit: setup
