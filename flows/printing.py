@@ -38,13 +38,14 @@ def print_json(value: Any) -> None:
 def print_table(rows: Sequence[dict[str, Any]], columns: Sequence[str] = ()) -> None:
     """Rows as a table, numbers on the right; ``columns`` choose and order them."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     names = list(columns) or (list(rows[0]) if rows else [])
     for name in names:
         is_number = any(isinstance(row[name], int | float) for row in rows)
-        table.add_column(name, justify="right" if is_number else "left", overflow="fold")
+        table.add_column(escape(name), justify="right" if is_number else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_cell_text(row[name]) for name in names))
     # In a pipe there is no width to fit into: never fold a line there.
@@ -52,10 +53,12 @@ def print_table(rows: Sequence[dict[str, Any]], columns: Sequence[str] = ()) -> 
 
 
 def _cell_text(value: Any) -> str:
+    from rich.markup import escape
+
     if value is None:
         return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
+        return escape(str(value))
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 

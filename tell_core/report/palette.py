@@ -62,6 +62,8 @@ _STYLES: Mapping[str, ArmStyle] = {
     "tell_anchor_all": ArmStyle("teal", (4, 1.5, 1, 1.5, 1, 1.5), "P", 1.6, 5),
     "tell_task_first": ArmStyle("brown", (3, 3), ">", 1.6, 6),
     "tell_task_last": ArmStyle("olive", (8, 2), "<", 1.6, 7),
+    "tell_diverse": ArmStyle("teal", (7, 1.5), "p", 1.6, 9),
+    "tell_aligned": ArmStyle("violet", (5, 1.5, 1, 1.5), "H", 1.6, 10),
     "general_only": ArmStyle("general", (1.2, 1.6), "X", 1.8, 20),
     "base_few_shot": ArmStyle("base", (3, 1.5, 1, 1.5), "*", 1.5, 21),
     "base": ArmStyle("base", (6, 3), "d", 1.5, 22),
@@ -83,6 +85,8 @@ MARKER_PATHS: Mapping[str, str] = {
     "X": "M3 1l2 2 2-2 2 2-2 2 2 2-2 2-2-2-2 2-2-2 2-2-2-2z",
     "*": "M5 .4l1.2 3.2 3.4.1-2.7 2.1 1 3.3-2.9-1.9-2.9 1.9 1-3.3-2.7-2.1 3.4-.1z",
     "h": "M5 .8l3.7 2.1v4.2l-3.7 2.1-3.7-2.1v-4.2z",
+    "p": "M5 .8l4.2 3-1.6 5h-5.2l-1.6-5z",
+    "H": "M.8 5l2.1-3.7h4.2l2.1 3.7-2.1 3.7h-4.2z",
     ".": "M5 3.4a1.6 1.6 0 1 0 .01 0z",
 }
 
