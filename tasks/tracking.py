@@ -92,7 +92,13 @@ def connect(root: Path, uri: str | None = None) -> MlflowClient:
     return client
 
 
-@task(name="track experiment", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[2.0, 10.0])
+@task(
+    name="track experiment",
+    task_run_name="track experiment",
+    cache_policy=NO_CACHE,
+    retries=2,
+    retry_delay_seconds=[2.0, 10.0],
+)
 def open_experiment(spec: ExperimentSpec, root: Path, curated: Stage) -> dict[str, Any]:
     """Start the parent run, or take up the one this run directory already has; link its page."""
     record = _opened(spec, root, curated)
@@ -122,7 +128,13 @@ def _opened(spec: ExperimentSpec, root: Path, curated: Stage) -> dict[str, Any]:
     return record
 
 
-@task(name="track cells", cache_policy=NO_CACHE, retries=3, retry_delay_seconds=_PATIENCE_SECONDS)
+@task(
+    name="track cells",
+    task_run_name="track cells",
+    cache_policy=NO_CACHE,
+    retries=3,
+    retry_delay_seconds=_PATIENCE_SECONDS,
+)
 def track_cells(
     root: Path, record: Mapping[str, Any], outcomes: Sequence[CellOutcome]
 ) -> dict[str, str]:
@@ -141,7 +153,13 @@ def track_cells(
     return cells
 
 
-@task(name="register", cache_policy=NO_CACHE, retries=3, retry_delay_seconds=_PATIENCE_SECONDS)
+@task(
+    name="register",
+    task_run_name="register",
+    cache_policy=NO_CACHE,
+    retries=3,
+    retry_delay_seconds=_PATIENCE_SECONDS,
+)
 def close_experiment(
     spec: ExperimentSpec,
     root: Path,
