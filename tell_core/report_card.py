@@ -146,7 +146,7 @@ def card_markdown(card: Mapping[str, Any]) -> str:
     parts = [
         f"# {card['experiment']}: {card['cell']}",
         f"Task `{card['task']}`, arm `{card['arm']}`, seed {card['seed']}; base model"
-        f" `{card['base_model']}` (digest `{card['base_digest'][:12]}`).",
+        f" `{_model_name(card['base_model'])}` (digest `{card['base_digest'][:12]}`).",
         "## Answer of the experiment\n\n" + "\n".join(f"- {line}" for line in card["answer"]),
         "## Scores on the test set\n\n"
         + _table(
@@ -180,6 +180,11 @@ def card_markdown(card: Mapping[str, Any]) -> str:
         + "; or, from the registry alone, `tell replay` with this version's URI.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _model_name(model: str) -> str:
+    """A hub id as it is; of a directory the name, as its place differs from machine to machine."""
+    return Path(model).name if Path(model).is_absolute() else model
 
 
 def _against_test(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
