@@ -363,6 +363,7 @@ def save_trained(model: nn.Module, tokenizer: PreTrainedTokenizerBase, out: Path
         _settle_adapter(partial)
     else:
         tokenizer.save_pretrained(partial)
+        _settle_tokenizer(partial)
     for name in (ADAPTER_DIRECTORY, MODEL_DIRECTORY):
         shutil.rmtree(out / name, ignore_errors=True)
     partial.rename(final)
@@ -376,6 +377,14 @@ def _settle_adapter(directory: Path) -> None:
     if isinstance(config.get("target_modules"), list):
         config["target_modules"].sort()
     write_json(path, dict(sorted(config.items())))
+
+
+def _settle_tokenizer(directory: Path) -> None:
+    """Make the tokenizer's files equal for equal trainings: forget whether the hub was off."""
+    path = directory / "tokenizer_config.json"
+    config = read_json(path)
+    config.pop("local_files_only", None)
+    write_json(path, config)
 
 
 def full_model(directory: Path) -> Path | None:
