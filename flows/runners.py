@@ -61,7 +61,7 @@ def open_runner(runner: str, training: TrainingSpec) -> Iterator[TaskRunner[Any]
         InputError: As of `check_runner`.
     """
     kind, address = check_runner(runner)
-    count = num_lanes(training.threads, training.device)
+    count = num_lanes(training.threads * training.num_ranks, training.device)
     with _OPENERS[kind](count, address, training) as opened:
         yield opened
 
