@@ -1,7 +1,6 @@
 """Controls of emergence and scaling: experiments whose answer is known, with acceptance numbers.
 
-Each function is a control of `tell quanta controls`; the numbers asked for are those of METHOD
-section 6.
+Each function is a control of `tell quanta controls`; docs/quanta.md shows what they gave.
 """
 
 from typing import NamedTuple
@@ -25,7 +24,7 @@ from tell_core.analysis.shapes import fit_sigmoid
 from tell_core.analysis.simulated_curves import RIGHT, Kind, simulated_curves, spaced_steps
 
 PARITY_SEEDS = (0, 1, 2)
-# The rate is not part of METHOD's configuration. At 1e-3 about 25 subtasks are learned and one seed
+# The learning rate is a choice of ours. At 1e-3 about 25 subtasks are learned and one seed
 # of three has a rank correlation of 0.79; at 2e-3 about 47 are.
 PARITY = ParitySetting(learning_rate=2e-3)
 MIN_EMERGED, MIN_RANK_CORRELATION, MAX_SLOPE_ERROR = 20, 0.80, 0.05

@@ -4,7 +4,7 @@ An input names one of K subtasks and carries n random bits; the answer is the pa
 that belong to the subtask. Subtask number j is drawn with probability proportional to
 j ** -(alpha + 1), so the quanta and their use frequencies are given. Each one's loss stays at
 log 2 nats and then falls in a step; the mean over subtasks falls smoothly. Source: arXiv
-2303.13506, section 3; the configuration is that of METHOD section 6.
+2303.13506, section 3.
 
 Two hidden layers of its size would learn more subtasks; one is kept, as in the paper. The first
 layer reads the name of the subtask as a row of a table, which is what a one-hot input times a

@@ -27,7 +27,7 @@ BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
 
 KNOWN_LOSS = 0.1
-"""Nats; the ceiling below which METHOD section 5 takes a token as learned."""
+"""Nats; the ceiling below which a token counts as learned (arXiv 2303.13506)."""
 LEARNED_SHARE = 0.5
 _MAX_NEWTON = 60
 _NUM_STRATA = 3

@@ -5,7 +5,7 @@ Every example asks for a transformation of a short word of capital letters: a *p
 answered plainly or as JSON. The base model is pre-trained on single skills, general data draws from
 everything public, and the task composes a shared skill and a shared format with a *private* cipher
 that no other data shows. So it is known beforehand which quanta are shared and how often each is
-used, which is what the quantization model (METHOD section 7) needs as a positive control.
+used, which is what the quantization model needs as a positive control.
 
 Files written by :func:`write_world`: ``pretrain.jsonl``, ``general.jsonl``, ``task_train.jsonl``,
 ``task_test.jsonl``, ``quanta.json`` and ``base_init/`` (tokenizer, chat template and the

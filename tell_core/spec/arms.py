@@ -1,4 +1,4 @@
-"""Arms: the ways of training that an experiment compares (METHOD §1, arXiv 2404.00914)."""
+"""Arms: the ways of training that an experiment compares (arXiv 2404.00914)."""
 
 import difflib
 import re

@@ -1,7 +1,7 @@
 """Candidate quanta: clusters of gradients by their cosine, and how far they can be trusted.
 
 Average linkage on cosine distance; the number of clusters is the one that subsamples agree on. An
-eigengap is not used: it found 4 clusters where 20 were planted (METHOD section 5 of the design).
+eigengap is not used: it found 4 clusters where 20 were planted.
 
 Shape letters: S samples, D dimensions.
 """
@@ -177,7 +177,7 @@ def _agreements(
 def spectral_labels(vectors_SD: Array, num_clusters: int, seed: int = 0) -> IntArray:
     """Spectral clustering of angular similarity: what arXiv 2303.13506 does.
 
-    For comparison only: it flattens clusters of unequal size (METHOD section 5 of the design).
+    For comparison only: it flattens clusters of unequal size.
     """
     from sklearn.cluster import SpectralClustering
 

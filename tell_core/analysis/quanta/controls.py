@@ -1,6 +1,6 @@
 """Controls of quanta discovery: problems whose groups are known, and problems that have none.
 
-Acceptance numbers and the reasons for them: METHOD section 6 of the design.
+Acceptance numbers and the reasons for them: docs/quanta.md.
 
 Shape letters: S samples, D dimensions.
 """

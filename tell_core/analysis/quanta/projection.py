@@ -6,7 +6,7 @@ numbers however many weights the model has, and inner products are kept in expec
 give equal maps on every machine; a layer's map depends on its name, not on the order of calls.
 
 The root mean square error of a cosine is about ``1 / sqrt(d)`` for `CountSketch` and `Rademacher`,
-and larger for `Kronecker`, which never forms the gradient (METHOD section 5 of the design).
+and larger for `Kronecker`, which never forms the gradient.
 
 Shape letters: B samples, T positions, O outputs, I inputs of a layer, D projected dimensions.
 """

@@ -1,7 +1,7 @@
 """Is the size of clusters a power of their rank, as the quantization hypothesis has it?
 
 The envelope of rank-size curves over many numbers of clusters has a slope near -1.2 even for random
-vectors (METHOD section 5 of the design), so a slope says nothing by itself. It is compared with
+vectors, so a slope says nothing by itself. It is compared with
 replicates without clusters, cut and fitted in the same way, and the sizes must fit a power law
 better than a lognormal. Anything less is "no evidence".
 

@@ -1,7 +1,7 @@
 """Which tokens are looked at: those that the model predicts well, and not merely by copying.
 
 Source: the selection of arXiv 2303.13506, with a floor added: where the loss is all but 0, a
-gradient in float32 is rounding noise (METHOD section 5 of the design).
+gradient in float32 is rounding noise.
 
 Shape letters: T supervised tokens of all examples, S chosen tokens.
 """

@@ -1,4 +1,4 @@
-"""Controls with a known answer, at their acceptance numbers (METHOD section 6 of the design)."""
+"""Controls with a known answer, at their acceptance numbers."""
 
 import pytest
 
