@@ -46,9 +46,7 @@ def _shown(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _on_one_line(text: str) -> str:
-    """The beginning of a text, without what a terminal or the table would obey."""
-    from rich.markup import escape
-
+    """The beginning of a text, without what a terminal would obey."""
     flat = " ".join(text.split())
     clipped = flat if len(flat) <= _TEXT_CHARACTERS else f"{flat[:_TEXT_CHARACTERS]} …"
-    return escape("".join(sign if sign.isprintable() else "\ufffd" for sign in clipped))
+    return "".join(sign if sign.isprintable() else "\ufffd" for sign in clipped)

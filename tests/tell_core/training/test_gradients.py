@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tell_core.data.encoding import EncodedExamples
+from tell_core.training.batching import Limits
 from tell_core.training.devices import Precision
 from tell_core.training.gradients import StepLosses, step_gradients
 from tell_core.training.models import LoadedModel
@@ -22,7 +23,7 @@ def gradients(
         model,
         examples,
         np.arange(len(examples)),
-        micro_batch_size=micro_batch_size,
+        limits=Limits("length_grouped", max_examples=micro_batch_size),
         device=CPU,
         precision=Precision(torch.float32, None),
     )
