@@ -1,18 +1,22 @@
 """Anchor prompts: the constant text on task prompts, where it comes from and where it stands."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from tell_core.data.seeding import seeded_generator
 from tell_core.errors import AnchorError, ModelError
 from tell_core.spec.arms import TaskAnchor
 from tell_core.spec.model import AnchorSpec
 from tell_core.store import read_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _BLANK_LINE = "\n\n"
 _MAX_LISTED_ROWS = 5
@@ -37,7 +41,7 @@ class Anchor:
     num_tokens: int = 0
 
     @classmethod
-    def load(cls, path: Path) -> "Anchor":
+    def load(cls, path: Path) -> Anchor:
         """Read ``anchor.json``."""
         stored = read_json(path)
         return cls(

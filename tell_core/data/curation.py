@@ -6,15 +6,16 @@ long, remove near-duplicates and what holds pieces of test items, carve out dev 
 examples, write.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
-from transformers import PreTrainedTokenizerBase
 
 from tell_core.data.anchors import Anchor, apply_anchor, resolve_anchor, with_num_tokens
 from tell_core.data.contamination import create_contamination_tables, find_contamination
@@ -49,6 +50,9 @@ from tell_core.errors import AnchorError, DataError, StoreError
 from tell_core.spec.identity import file_digest
 from tell_core.spec.model import CurationSpec, ExperimentSpec
 from tell_core.store import explain_disk_errors, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Progress = Callable[[str, int, int], None]
 PARTS = ("task_train", "task_dev", "task_test", "general", "general_heldout", "retention")

@@ -5,17 +5,21 @@ of the conversation are tokenised apart, so no merge reaches across the place wh
 begins to answer. Supervised are the response and the marker that ends the turn.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2.exceptions import TemplateError
-from transformers import PreTrainedTokenizerBase
 
 from tell_core.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Encoded = tuple[list[int], int]
 _SENTINEL = "Qz7-sentinel-7zQ"

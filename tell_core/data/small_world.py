@@ -20,14 +20,16 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from tell_core.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 T = TypeVar("T", bound=Hashable)
 Row = dict[str, Any]
@@ -346,6 +348,8 @@ def _group(name: str, frequencies: Mapping[str, Mapping[str, float]]) -> str:
 
 def write_base_init(directory: Path, size: WorldSize) -> None:
     """Write the tokenizer and the configuration of the base model, loadable by ``transformers``."""
+    from transformers import LlamaConfig
+
     tokenizer = build_tokenizer()
     tokenizer.save_pretrained(directory)
     LlamaConfig(
@@ -368,6 +372,8 @@ def write_base_init(directory: Path, size: WorldSize) -> None:
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """A lossless tokenizer: a token per instruction word, letter and piece of JSON; else bytes."""
+    from transformers import PreTrainedTokenizerFast
+
     pieces = [*POSITION_SKILLS, *PUBLIC_CIPHERS, PRIVATE_CIPHER, "then", "as", *FORMATS]
     words = [*pieces, *(f"\u0120{piece}" for piece in pieces), '{"answer":"', '"}', ":\u0120"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
