@@ -8,8 +8,8 @@ import numpy as np
 
 from tell_core.analysis.mechanism import CLAIMS, RunCells, unmeasured
 from tell_core.analysis.multiple import two_sided_p_value
-from tell_core.analysis.prediction import Component, Finding
 from tell_core.analysis.resampling import FloatArray, interval, seed_deviations
+from tell_core.analysis.verdicts import Component, Finding
 from tell_core.errors import AnalysisError
 
 if TYPE_CHECKING:

@@ -20,7 +20,6 @@ from tell_core.analysis.cells import AnalysedCell, ItemStatistics, read_lines
 from tell_core.analysis.curves import CurvePoint
 from tell_core.analysis.emergence import MIN_GUARD_SHARE, MIN_POINTS, shape_verdicts
 from tell_core.analysis.multiple import two_sided_p_value
-from tell_core.analysis.prediction import Component, Finding
 from tell_core.analysis.registration import Split, Units, task_units
 from tell_core.analysis.resampling import FloatArray, Resampling, interval
 from tell_core.analysis.sequence import (
@@ -34,6 +33,7 @@ from tell_core.analysis.sequence import (
     survival_curve,
 )
 from tell_core.analysis.traces import read_trace
+from tell_core.analysis.verdicts import Component, Finding
 from tell_core.errors import AnalysisError
 from tell_core.evaluation.base import PREDICTIONS_FILE, Metric
 from tell_core.spec.model import ExperimentSpec

@@ -18,9 +18,9 @@ from tell_core.analysis.mechanism import (
     time_by_frequency,
     unmeasured,
 )
-from tell_core.analysis.prediction import Finding, judge
 from tell_core.analysis.registration import SPLIT_FILE, Split, register_split
 from tell_core.analysis.sequence import learning_order
+from tell_core.analysis.verdicts import Finding, judge
 from tell_core.errors import AnalysisError
 from tell_core.evaluation.metrics import build_metrics
 from tell_core.store import read_json, write_json

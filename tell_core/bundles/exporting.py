@@ -21,7 +21,7 @@ from tell_core.bundles.layout import (
     read_sealed,
     write_sealed,
 )
-from tell_core.data.token_store import open_mixture
+from tell_core.data.token_store import MIXTURE_FILE, open_mixture
 from tell_core.errors import InputError, SpecError
 from tell_core.evaluation.scoring import needs_text
 from tell_core.pipeline import (
@@ -43,7 +43,7 @@ from tell_core.spec.cells import Cell, plan_cells, tuning_cells
 from tell_core.spec.identity import file_digest
 from tell_core.spec.model import Candidate, ExperimentSpec
 from tell_core.store import explain_disk_errors, find_stage, stage_path
-from tell_core.training.loop import MIXTURE_FILE, PROBE_FILE
+from tell_core.training.loop import PROBE_FILE
 from tell_core.training.models import resolve_model
 
 # Needed to train, and besides to measure.

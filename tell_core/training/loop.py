@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from tell_core.spec.model import TrainingSpec
 
-MIXTURE_FILE = "mixture.safetensors"
 PROBE_FILE = "probe.safetensors"
 PROBE_LOSSES_FILE = "probe.npz"
 SUMMARY_FILE = "summary.json"

@@ -14,8 +14,8 @@ from tell_core.analysis.mechanism import (
     shuffle_beats_order,
     time_by_frequency,
 )
-from tell_core.analysis.prediction import judge
 from tell_core.analysis.registration import register_split
+from tell_core.analysis.verdicts import judge
 from tests.tell_core.analysis.small_runs import (
     NUM_TASK,
     SKILLS,

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tell_core.analysis.prediction import Component, Finding, judge
+from tell_core.analysis.verdicts import Component, Finding, judge
 
 
 def part(p_value: float, *, as_predicted: bool = True, name: str = "part") -> Component:
