@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from flows.serving import HOST, STOP_SECONDS, answers, await_answer
+from flows.serving import HOST, STOP_SECONDS, answers, await_answer, prefect_environment
 from tell_core.errors import InputError, TellError
 from tell_core.results import sole_owner
 from tell_core.store import read_json, write_json
@@ -26,6 +26,8 @@ WORK_POOL = "local"
 # Flows that train wait for one another here: one machine, one training run at a time.
 GPU_QUEUE = "gpu"
 _STATE = "services.json"
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_START_FIELD = 22
 Say = Callable[[str], None]
 
 
@@ -36,15 +38,14 @@ class Running:
     Attributes:
         name: prefect, mlflow or worker.
         pid: Process id, also that of its group.
-        started: Moment of its start, in seconds since 1970, which tells it from a later process
-            of the same number.
+        started: `start_mark` of it, which tells it from a later process of the same number.
         address: Where a person finds its page; empty for the worker.
         log: File of its output.
     """
 
     name: str
     pid: int
-    started: float
+    started: str
     address: str
     log: str
 
@@ -53,10 +54,31 @@ class Running:
         """The process, or None when it has ended."""
         try:
             process = psutil.Process(self.pid)
-            is_same = abs(process.create_time() - self.started) < 0.5
+            is_same = start_mark(process) == self.started
             return process if is_same and process.status() != psutil.STATUS_ZOMBIE else None
         except psutil.NoSuchProcess:
             return None
+
+
+def start_mark(process: psutil.Process) -> str:
+    """What no other process of the same number has, however often the clock is set.
+
+    On Linux the boot's id and field 22 of ``/proc/PID/stat``: the start in ticks since the boot
+    (proc(5)). A moment of the day would move with the clock there. Elsewhere the moment of the
+    start, which other kernels note once and keep.
+
+    Raises:
+        psutil.NoSuchProcess: It has ended.
+    """
+    if not _BOOT_ID.is_file():
+        return repr(process.create_time())
+    try:
+        stat = Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise psutil.NoSuchProcess(process.pid) from error
+    # The name, field 2, is in brackets and may hold blanks and brackets of its own.
+    ticks = stat.rpartition(")")[2].split()[_START_FIELD - 3]
+    return f"{_BOOT_ID.read_text(encoding='ascii').strip()}:{ticks}"
 
 
 def up(home: Path, prefect_port: int, mlflow_port: int, say: Say) -> list[Running]:
@@ -131,10 +153,7 @@ def addresses(running: Iterable[Running]) -> dict[str, str]:
 
 
 def _environment(home: Path, prefect_port: int, mlflow: str) -> dict[str, str]:
-    own = {
-        "PREFECT_HOME": str((home / "prefect").absolute()),
-        "PREFECT_SERVER_APIHOST": HOST,
-        "PREFECT_SERVER_API_PORT": str(prefect_port),
+    own = prefect_environment(home / "prefect", prefect_port) | {
         "PREFECT_API_URL": f"http://{HOST}:{prefect_port}/api",
         "MLFLOW_TRACKING_URI": mlflow,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
@@ -177,7 +196,7 @@ def _start(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    started = psutil.Process(process.pid).create_time()
+    started = start_mark(psutil.Process(process.pid))
     running = Running(name, process.pid, started, address, str(log))
     write_json(home / _STATE, [asdict(one) for one in [*known.values(), running]])
     return running

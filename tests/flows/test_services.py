@@ -58,7 +58,7 @@ def test_a_process_that_got_an_old_number_is_left_alone(tmp_path: Path):
     other = subprocess.Popen([sys.executable, *SLEEP])
     one = start(tmp_path, "worker")
     services.down(tmp_path)
-    record = vars(one) | {"pid": other.pid, "started": one.started - 100}
+    record = vars(one) | {"pid": other.pid}
     write_json(tmp_path / "services.json", [record])
 
     ended = services.down(tmp_path)
@@ -67,6 +67,40 @@ def test_a_process_that_got_an_old_number_is_left_alone(tmp_path: Path):
     assert other.poll() is None
     other.kill()
     other.wait()
+
+
+def test_a_clock_that_was_set_costs_no_process_its_name(tmp_path: Path, monkeypatch):
+    one = start(tmp_path, "worker")
+    set_back = psutil.boot_time() - 3600
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: set_back)
+    monkeypatch.setattr("time.time", lambda now=time.time: now() - 3600)
+
+    states = [row["state"] for row in services.status(tmp_path)]
+    ended = services.down(tmp_path)
+
+    assert states == ["running"]
+    assert ended == ["worker"]
+    assert one.process is None
+
+
+def test_every_process_has_a_mark_of_its_own_and_keeps_it(tmp_path: Path):
+    one, other = start(tmp_path, "prefect"), start(tmp_path, "worker")
+    time.sleep(0.05)  # five ticks of the kernel's clock
+
+    again = services.start_mark(psutil.Process(one.pid))
+
+    third = start(tmp_path, "mlflow")
+    services.down(tmp_path)
+    assert again == one.started
+    assert third.started not in {one.started, other.started}
+
+
+def test_servers_listen_on_loopback_whatever_the_environment_says(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("PREFECT_SERVER_API_HOST", "0.0.0.0")
+
+    environment = services._environment(tmp_path, 4200, "http://127.0.0.1:5000")
+
+    assert environment["PREFECT_SERVER_API_HOST"] == "127.0.0.1"
 
 
 def test_status_tells_running_from_ended(tmp_path: Path):
