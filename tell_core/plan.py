@@ -194,5 +194,12 @@ def _disk_bytes(spec: ExperimentSpec, cells: Sequence[CellPlan], parameters: int
         for plan in cells
     )
     share = 0.05 if spec.training.method == "lora" else 1.0
-    weights = sum(plan.num_trainings for plan in cells) * int(parameters * share) * 4
-    return 4 * tokens + weights
+    num_kept = sum(plan.num_trainings * _num_kept(spec, plan) for plan in cells)
+    return 4 * tokens + num_kept * int(parameters * share) * 4
+
+
+def _num_kept(spec: ExperimentSpec, plan: CellPlan) -> int:
+    """How often a training writes its weights: once, and at every probe where so wished."""
+    if not spec.training.keep_probe_weights:
+        return 1
+    return 1 + min(spec.training.num_probes, plan.ledger["steps"] + 1)

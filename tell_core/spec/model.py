@@ -250,6 +250,9 @@ class TrainingSpec(Section):
     trace_tokens: Annotated[int, Field(ge=0)] = 2000
     """Supervised tokens of the probe set whose own losses are kept, by seeded choice; the same in
     every cell. They cost no forward pass beside the probes."""
+    keep_probe_weights: bool = False
+    """Whether the trained weights are kept at every probe step, an adapter or a model each: what
+    prediction P7 is measured on. Changes no result; costs the disk that `tell plan` shows."""
     checkpoint_seconds: PositiveFloat = 60.0
     """Seconds between checkpoints."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -23,4 +23,7 @@ def training_fields(training: TrainingSpec) -> dict[str, Any]:
     """
     has_dropout = training.method == "lora" and training.lora_dropout > 0
     ignored = NOT_IDENTITY - _PIECES if has_dropout else NOT_IDENTITY
-    return training.model_dump(mode="json", exclude=set(ignored))
+    fields = training.model_dump(mode="json", exclude=set(ignored))
+    if not training.keep_probe_weights:  # it only adds files: without them nothing differs
+        del fields["keep_probe_weights"]
+    return fields

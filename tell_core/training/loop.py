@@ -91,12 +91,24 @@ def train_cell(
         is_shared = loaded is not None
         with trainable(base.model, training, seed, device, is_shared=is_shared) as model:
             trainer = Trainer(model, mixture, probe, training, seed, device, precision)
+            if training.keep_probe_weights:
+                trainer.on_probe = lambda step: models.save_trained(
+                    trainer.model, base.tokenizer, probe_weights(out, step)
+                )
             helpers = helper_arguments(
                 model_path=base.id, revision=revision, inputs=inputs, training=training, dtype=dtype
             )
             with open_ranks(helpers, trainer, training.num_ranks), explain_disk_errors(out):
                 trainer.run(out, identity, on_progress)
                 return _write_results(trainer, base.tokenizer, out, identity)
+
+
+def probe_weights(trained: Path, step: int) -> Path:
+    """Directory of the weights after ``step`` steps, in the manner of a training's own.
+
+    Written where `training.keep_probe_weights` says so; `models.load_trained` reads it.
+    """
+    return trained / "probe_weights" / f"{step:07d}"
 
 
 def load_base(

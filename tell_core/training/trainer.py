@@ -219,7 +219,11 @@ class StepEngine:
 
 
 class Trainer:
-    """A model, its data and its optimiser, moved on one step at a time."""
+    """A model, its data and its optimiser, moved on one step at a time.
+
+    Attributes:
+        on_probe: Called with the number of steps done after every probe, where it is given.
+    """
 
     def __init__(
         self,
@@ -253,6 +257,7 @@ class Trainer:
         self.optimiser = create_optimiser(self.parameters, training.weight_decay)
         self.sizes = model_sizes(model)
         self.ranks: Ranks | None = None
+        self.on_probe: Callable[[int], None] | None = None
         self.progress = Progress()
 
     def run(self, out: Path, identity: str, on_progress: OnProgress | None = None) -> None:
@@ -373,6 +378,8 @@ class Trainer:
         progress.probes.append(losses)
         progress.traces.append(nll_T[self.traced_tokens.places])
         self._keep_if_best(self.probe_set.task_loss(losses))
+        if self.on_probe is not None:
+            self.on_probe(progress.step)
         progress.probe_seconds += time.perf_counter() - started
 
     def _keep_if_best(self, dev_loss: float | None) -> None:

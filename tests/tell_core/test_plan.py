@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from tell_core.analysis.power import Noise
+from tell_core.cost import num_parameters
 from tell_core.pipeline import curate_stage, mix_stage
 from tell_core.plan import make_plan, measured_noise, plan_rows, power_of
 from tell_core.spec.cells import plan_cells, tuning_cells
@@ -37,6 +38,18 @@ def test_trainings_are_counted_with_those_of_tuning(spec: ExperimentSpec, tmp_pa
     assert sum(entry.num_trainings for entry in plan.cells) == 2 * tuning + len(cells) - untrained
     assert plan.training_seconds > 0
     assert plan.disk_bytes > 0
+
+
+def test_weights_kept_at_every_probe_are_counted_in_the_disk(spec: ExperimentSpec, tmp_path: Path):
+    curated = curate_stage(spec, tmp_path)
+    usual = make_plan(spec, curated).disk_bytes
+    training = spec.training.model_copy(update={"keep_probe_weights": True, "num_probes": 2})
+
+    kept = make_plan(spec.model_copy(update={"training": training}), curated)
+
+    num_trainings = sum(entry.num_trainings for entry in kept.cells)
+    weights = (kept.disk_bytes - usual) / num_trainings / 4
+    assert weights == pytest.approx(num_parameters(Path(spec.model.id)) * 2)
 
 
 def test_the_noise_of_an_earlier_run_enters_what_the_design_can_show(

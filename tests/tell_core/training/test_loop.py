@@ -20,7 +20,7 @@ from tell_core.data.encoding import EncodedExamples, Mixture
 from tell_core.errors import DataError, InputError, SpecError, TrainingError
 from tell_core.spec.model import TrainingSpec
 from tell_core.training.batching import Limits, count_batches
-from tell_core.training.loop import train_cell
+from tell_core.training.loop import probe_weights, train_cell
 from tell_core.training.models import LoadedModel
 from tell_core.training.probes import load_probe
 from tell_core.training.trainer import DivergedError, PreemptedError
@@ -362,6 +362,46 @@ def test_the_trained_model_has_the_probe_losses_that_were_recorded(
     losses = probe_set.measure(model, Precision(torch.float32, None).autocast(cpu))
     detach_adapter(model)
     assert losses[:3].mean() == summary["kept_dev_loss"]
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_weights_kept_at_the_probes_have_the_losses_that_were_recorded_there(
+    base: LoadedModel,
+    training_spec: Spec,
+    write_inputs: Inputs,
+    train: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    method: str,
+):
+    from tell_core.training.devices import Precision
+    from tell_core.training.models import detach_adapter, load_trained
+    from tell_core.training.probes import ProbeSet
+
+    inputs, cpu = write_inputs(), torch.device("cpu")
+    train(inputs, training_spec(method=method, keep_probe_weights=True))
+    probe_set = ProbeSet.prepare(EncodedExamples.load(inputs / "probe.safetensors"), cpu)
+    steps, losses = load_probe(tmp_path / "out" / "probe.npz")
+
+    for step, expected in zip(steps.tolist(), losses, strict=True):
+        model = load_trained(base, probe_weights(tmp_path / "out", step))
+        measured = probe_set.measure(model, Precision(torch.float32, None).autocast(cpu))
+        detach_adapter(model)
+        assert measured == pytest.approx(expected, abs=1e-6)
+
+
+def test_keeping_weights_at_the_probes_changes_nothing_else(
+    training_spec: Spec,
+    write_inputs: Inputs,
+    train: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+):
+    inputs = write_inputs()
+
+    train(inputs, training_spec(keep_probe_weights=True), "kept")
+    train(inputs, training_spec(), "usual")
+
+    assert outcome(tmp_path / "kept") == outcome(tmp_path / "usual")
+    assert not (tmp_path / "usual" / "probe_weights").exists()
 
 
 def test_log_and_summary_account_for_every_token(
