@@ -43,6 +43,12 @@ Home = Annotated[Path, typer.Option(help="Where databases, artifacts and logs ar
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 NoTrack = Annotated[bool, typer.Option("--no-track", help="Record nothing in MLflow.")]
 
+# Of a ledger, what fits a terminal; --json holds the rest.
+MIXTURE_COLUMNS = (
+    *("cell", "num_task_examples", "task_tokens", "num_general_examples", "general_tokens"),
+    *("supervised_tokens", "rendered_tokens", "epochs", "steps", "directory"),
+)
+
 
 def main() -> None:
     """Entry point of the console script."""
@@ -187,8 +193,12 @@ def mix(spec: Spec, settings: Settings = None, out: Out = None, as_json: AsJson 
     mixtures = mix_experiment(spec, settings or [], out)
     if as_json:
         print_json(mixtures)
-    else:
-        print_table(mixtures)
+        return
+    print_table(mixtures, MIXTURE_COLUMNS)
+    print()
+    print_table(
+        [{"cell": mixed["cell"], **source} for mixed in mixtures for source in mixed["sources"]]
+    )
 
 
 @app.command()

@@ -114,6 +114,19 @@ def test_plan_counts_equal_the_mixtures(spec: Path, tmp_path: Path):
         assert row["steps"] == ledger["steps"]
 
 
+def test_mix_tabulates_what_each_source_gives(spec: Path, tmp_path: Path):
+    mixed = call("mix", spec, "--out", tmp_path / "run")
+    ledgers = json.loads(call("mix", spec, "--out", tmp_path / "run", "--json").stdout)
+
+    assert mixed.exit_code == 0
+    assert "{" not in mixed.stdout
+    lines = [line.split() for line in mixed.stdout.splitlines()]
+    for ledger in ledgers:
+        for source in ledger["sources"]:
+            row = [*ledger["cell"].split(), source["role"], source["source"]]
+            assert sum(line[: len(row)] == row for line in lines) == 1
+
+
 def test_plan_proposes_what_fits_and_the_proposal_is_a_plan_again(spec: Path, tmp_path: Path):
     proposed = call("plan", spec, "--out", tmp_path / "run", "--hours", 1000, "--json")
     whole = json.loads(proposed.stdout)
