@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,9 +21,10 @@ from tell_core.errors import ModelError
 from tell_core.spec.identity import file_digest
 from tell_core.store import read_json, write_json
 from tell_core.training.devices import DtypeName, resolve_device, resolve_precision
+from tell_core.trusted_code import brings_code, code_files, may_run_code
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from tell_core.spec.model import TrainingSpec
@@ -93,7 +94,7 @@ def model_digest(directory: Path) -> str:
     """sha256 over the configurations and every safetensors file of a model directory.
 
     The generation configuration counts where there is one: its end tokens decide where answers
-    stop. Files are read once per process as long as inode, time and size stay the same.
+    stop; so does code of the model's own where it is allowed to run. Files are read once per process as long as inode, time and size stay the same.
 
     Raises:
         ModelError: The directory holds no safetensors files; pickled weights are never read.
@@ -106,6 +107,8 @@ def model_digest(directory: Path) -> str:
         )
     generation = directory / "generation_config.json"
     described = [directory / "config.json", *([generation] if generation.is_file() else [])]
+    if may_run_code(directory):
+        described += [directory / name for name in code_files(directory)]
     return _digest_of(tuple(_look(path) for path in [*described, *weights]))
 
 
@@ -151,25 +154,34 @@ def context_tokens(model_id: str, revision: str | None = None) -> int | None:
     from transformers import AutoConfig
 
     directory = resolve_model(model_id, revision)
-    with _explained(f"the configuration {directory / 'config.json'}"):
-        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    with _explained(f"the configuration {directory / 'config.json'}", directory):
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=may_run_code(directory))
     return getattr(config, "max_position_embeddings", None)
 
 
 @contextmanager
-def _explained(what: str) -> Iterator[None]:
+def _explained(what: str, directory: Path | None = None) -> Iterator[None]:
     """Turn whatever transformers, tokenizers or peft raise on a bad file into a ModelError.
 
     Which type they raise is up to their parsers: tokenizers raises plain `Exception`.
+
+    Args:
+        what: What is loaded, in words.
+        directory: Where the model lies, if it may bring code of its own.
     """
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
+        mend = "if a file was damaged or not copied whole, fetch or save the model again"
+        if directory and brings_code(directory) and not may_run_code(directory):
+            mend = (
+                "it brings code of its own, which is not run before you have read and allowed it"
+                f" (`tell trust add {directory}`)"
+            )
         raise ModelError(
-            f"{what} cannot be loaded ({type(error).__name__}: {error}); if a file was damaged or"
-            " not copied whole, fetch or save the model again"
+            f"{what} cannot be loaded ({type(error).__name__}: {error}); {mend}"
         ) from error
 
 
@@ -182,8 +194,11 @@ def load_tokenizer(model_id: str, revision: str | None = None) -> PreTrainedToke
     from transformers import AutoTokenizer
 
     directory = resolve_model(model_id, revision)
-    with _explained(f"the tokenizer in {directory} (tokenizer.json, tokenizer_config.json)"):
-        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    files = "tokenizer.json, tokenizer_config.json"
+    with _explained(f"the tokenizer in {directory} ({files})", directory):
+        tokenizer = AutoTokenizer.from_pretrained(
+            directory, trust_remote_code=may_run_code(directory)
+        )
     return cast("PreTrainedTokenizerBase", tokenizer)
 
 
@@ -215,10 +230,11 @@ def load_model(
     precision = resolve_precision(dtype, device, "full" if is_full else "lora")
     digest = model_digest(directory)
     check_weights(directory)
-    with _explained(f"the model in {directory}"):
+    with _explained(f"the model in {directory}", directory):
         model = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=precision.weights, use_safetensors=True, trust_remote_code=False
-        )
+            directory, dtype=precision.weights, use_safetensors=True,
+            trust_remote_code=may_run_code(directory),
+        )  # fmt: skip
     tokenizer = load_tokenizer(str(directory))
     return LoadedModel(_ready(model, device), tokenizer, model_id, digest)
 
@@ -247,10 +263,11 @@ def load_quantized(model_id: str, *, revision: str | None, device: torch.device)
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )  # fmt: skip
-    with _explained(f"the model in {directory}"):
+    with _explained(f"the model in {directory}", directory):
         model = AutoModelForCausalLM.from_pretrained(
             directory, dtype=torch.bfloat16, quantization_config=quantization,
-            device_map={"": device}, use_safetensors=True, trust_remote_code=False,
+            device_map={"": device}, use_safetensors=True,
+            trust_remote_code=may_run_code(directory),
         )  # fmt: skip
     return LoadedModel(nn.Module.eval(model), load_tokenizer(str(directory)), model_id, digest)
 
@@ -283,24 +300,20 @@ def _ready(model: nn.Module, device: torch.device) -> PreTrainedModel:
 def attach_lora(model: PreTrainedModel, training: TrainingSpec) -> PeftModel:
     """Put low-rank adapters (float32) into ``model``, in place, and freeze everything else.
 
-    Their initial weights come from torch's current random state: seed it first.
+    Their initial weights come from torch's current random state: seed it first. The experts of a
+    mixture-of-experts layer, whose weights are one tensor, get an adapter each; its router gets one
+    where peft knows the family.
 
     Raises:
-        ModelError: ``lora_targets`` names modules that the model does not have.
+        ModelError: ``lora_targets`` names modules that the model does not have, or there is to be
+            dropout before adapters of experts.
     """
-    from peft import LoraConfig, TaskType, get_peft_model
+    from peft import get_peft_model
 
     targets = training.lora_targets
-    config = LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
-        r=training.lora_rank,
-        lora_alpha=cast(int, training.lora_alpha),
-        lora_dropout=training.lora_dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-    )
     try:
         with _quiet_peft():
-            return cast("PeftModel", get_peft_model(model, config))
+            return cast("PeftModel", get_peft_model(model, _lora_config(model, training)))
     except ValueError as error:
         raise ModelError(
             f"lora_targets {targets!r} does not fit this model: {error}; use all-linear or names"
@@ -308,18 +321,75 @@ def attach_lora(model: PreTrainedModel, training: TrainingSpec) -> PeftModel:
         ) from error
 
 
+def _lora_config(model: PreTrainedModel, training: TrainingSpec) -> LoraConfig:
+    from peft import LoraConfig, TaskType
+
+    modules, experts = _lora_targets(model, training.lora_targets)
+    if experts and training.lora_dropout:
+        raise ModelError(
+            f"training.lora_dropout is {training.lora_dropout}, but the experts of this"
+            f" {model.config.model_type} model ({', '.join(experts)}) are one tensor per layer, and"
+            " adapters of such tensors have no input of their own to drop out; set it to 0, or"
+            " leave the experts out of lora_targets"
+        )
+    return LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=training.lora_rank,
+        lora_alpha=cast(int, training.lora_alpha),
+        lora_dropout=training.lora_dropout,
+        target_modules=modules,
+        target_parameters=experts or None,
+    )
+
+
+def _lora_targets(
+    model: nn.Module, targets: str | Sequence[str]
+) -> tuple[str | list[str] | None, list[str]]:
+    """Modules that get adapters, as peft takes them, and tensors of experts that do.
+
+    ``all-linear`` of peft means modules; the tensors of experts it finds in a few families only.
+    """
+    stacked = stacked_weights(model)
+    if isinstance(targets, str):
+        return targets, stacked
+    experts = [name for name in targets if any(f".{one}".endswith(f".{name}") for one in stacked)]
+    return [name for name in targets if name not in experts] or None, experts
+
+
+def stacked_weights(model: nn.Module) -> list[str]:
+    """Last two name parts of weights that are a stack of matrices, one for each expert."""
+    return sorted(
+        {
+            ".".join(name.split(".")[-2:])
+            for name, weight in model.named_parameters()
+            if is_stack_of_experts(weight) and "lora_" not in name
+        }
+    )
+
+
+def is_stack_of_experts(weight: torch.Tensor) -> bool:
+    """Whether it has shape (experts, rows, columns); kernels of convolutions have a side of 1."""
+    return weight.ndim == 3 and min(weight.shape) > 1
+
+
 @contextmanager
 def _quiet_peft() -> Iterator[None]:
-    """Hide that peft 0.21 asks transformers 5.23 for an attribute by its deprecated name."""
+    """Hide two warnings of peft 0.21 that no user can act on.
+
+    It asks transformers 5.23 for an attribute by its deprecated name; and it calls ignored the rank
+    that it gives to fused tensors of experts, because it looks for them among modules.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", ".*_pattern keys did not match", RuntimeWarning)
         yield
 
 
 def _linear_names(model: nn.Module) -> list[str]:
-    """Last name parts of the model's linear layers."""
+    """Last name parts of the model's linear layers, and the tensors of its experts."""
     modules = model.named_modules()
-    return sorted({name.split(".")[-1] for name, m in modules if isinstance(m, nn.Linear)})
+    linear = {name.split(".")[-1] for name, m in modules if isinstance(m, nn.Linear)}
+    return sorted(linear) + stacked_weights(model)
 
 
 @contextmanager
@@ -374,8 +444,9 @@ def _settle_adapter(directory: Path) -> None:
     (directory / "README.md").unlink(missing_ok=True)
     path = directory / "adapter_config.json"
     config = read_json(path)
-    if isinstance(config.get("target_modules"), list):
-        config["target_modules"].sort()
+    for name in ("target_modules", "target_parameters"):
+        if isinstance(config.get(name), list):
+            config[name].sort()
     write_json(path, dict(sorted(config.items())))
 
 

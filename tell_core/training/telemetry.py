@@ -21,6 +21,7 @@ from torch import nn
 
 from tell_core.data.encoding import IntArray
 from tell_core.training.devices import Precision
+from tell_core.training.models import is_stack_of_experts
 
 # Dense matrix products in bfloat16, without sparsity, as the makers' data sheets give them.
 _PEAK_BFLOAT16 = {
@@ -41,7 +42,7 @@ class ModelSizes(NamedTuple):
     """What the operations of a model are counted from; adapters are not.
 
     Attributes:
-        body: Weights within layers.
+        body: Weights of matrices within layers, those of experts that see a token.
         head: Weights of the output layer.
         attended_width: Layers x heads x width of a head.
     """
@@ -66,16 +67,45 @@ def step_flops(sizes: ModelSizes, lengths: IntArray, num_supervised: int) -> flo
 
 
 def model_sizes(model: nn.Module) -> ModelSizes:
-    """Sizes of a causal language model, with or without adapters."""
-    tables = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[operator]
-    outside = {id(weight) for table in tables if table for weight in table.parameters()}
-    named = model.named_parameters()
-    body = sum(w.numel() for n, w in named if id(w) not in outside and "lora_" not in n)
-    head = sum(weight.numel() for weight in tables[1].parameters()) if tables[1] else 0
+    """Sizes of a causal language model, with or without adapters.
+
+    Of a mixture of experts as many as see a token are counted. Weights in 4 bits count as many as
+    they stand for, not as many numbers as they are stored in.
+    """
     config: Any = model.config.get_text_config()  # type: ignore[operator, union-attr]
+    tables = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[operator]
+    outside = {id(module) for table in tables if table for module in table.modules()}
+    chosen = getattr(config, "num_experts_per_tok", None)
+    body = sum(
+        _matrix_weights(module, chosen)
+        for name, module in model.named_modules()
+        if "lora_" not in name and id(module) not in outside
+    )
+    head = _matrix_weights(tables[1], chosen) if tables[1] else 0
     heads = config.num_attention_heads
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
     return ModelSizes(body, head, config.num_hidden_layers * width)
+
+
+def _matrix_weights(module: nn.Module, chosen: int | None) -> int:
+    """Weights of a module's own matrices by which each token is multiplied.
+
+    Args:
+        module: Its children are not looked at.
+        chosen: Experts that see a token; None where all do.
+    """
+    if isinstance(module, nn.Linear):
+        return module.in_features * module.out_features
+    if isinstance(module, nn.Embedding):  # a table is read, not multiplied by
+        return 0
+    total = 0
+    for weight in module.parameters(recurse=False):
+        if is_stack_of_experts(weight):
+            used = min(chosen or len(weight), len(weight))
+            total += used * weight[0].numel()
+        elif weight.ndim >= 2:
+            total += weight.numel()
+    return total
 
 
 @lru_cache(maxsize=4)

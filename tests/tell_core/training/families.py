@@ -1,5 +1,7 @@
 """Tiny models with random weights of several families, by name."""
 
+from pathlib import Path
+
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -15,7 +17,10 @@ from transformers import (
     PhiConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2MoeConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 VOCAB_SIZE = 61
@@ -41,7 +46,20 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "gpt_neox": GPTNeoXConfig(**_SIZES, attention_dropout=0.0, hidden_dropout=0.0),
     "phi": PhiConfig(**_SIZES, resid_pdrop=0.0, embd_pdrop=0.0),
     "mixtral": MixtralConfig(**_GROUPED, num_local_experts=4, num_experts_per_tok=2),
+    "qwen3_moe": Qwen3MoeConfig(
+        **_GROUPED, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24
+    ),
+    # Of its experts peft knows nothing; those of the two before it finds by itself.
+    "qwen2_moe": Qwen2MoeConfig(
+        **_SIZES,
+        num_key_value_heads=1,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=24,
+        shared_expert_intermediate_size=24,
+    ),
 }
+EXPERTS = ("mixtral", "qwen3_moe", "qwen2_moe")
 # Families that cannot be packed here, and a word of the reason.
 REFUSED: dict[str, tuple[PreTrainedConfig, str]] = {
     "gemma2": (Gemma2Config(**_GROUPED), "eager"),
@@ -57,6 +75,16 @@ REFUSED: dict[str, tuple[PreTrainedConfig, str]] = {
         "differ",
     ),
 }
+
+
+def write_family(
+    config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, directory: Path, **changes: int
+) -> Path:
+    """Save a model of the family with a tokenizer; ``changes`` are to its configuration."""
+    fields = config.to_dict() | changes
+    family_model(type(config).from_dict(fields)).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
 
 
 def family_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
