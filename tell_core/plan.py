@@ -9,7 +9,7 @@ from typing import Any
 from tell_core.analysis.power import Noise, power_before_training
 from tell_core.analysis.summary import LEVERAGE_FILE
 from tell_core.cost import Cost, estimate_cost, num_parameters
-from tell_core.data.mixtures import plan_cell
+from tell_core.data.mixtures import plan_cell, plan_positions
 from tell_core.data.pools import open_pools
 from tell_core.evaluation.metrics import build_metrics
 from tell_core.pipeline import (
@@ -24,7 +24,9 @@ from tell_core.spec.arms import parse_arm
 from tell_core.spec.cells import Cell, plan_cells, tuning_cells
 from tell_core.spec.model import ExperimentSpec
 from tell_core.store import read_json
-from tell_core.training.models import check_weights, resolve_model
+from tell_core.training.attention import planned_limits
+from tell_core.training.batching import BatchCounts, Limits, count_batches, needs_no_layout
+from tell_core.training.models import check_weights, resolve_model, skeleton
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,16 @@ class CellPlan:
         ledger: Its token ledger, equal to the one the run will write.
         num_trainings: 1, or the number of learning rates compared, or 0.
         is_tuning: Whether it only serves the choice of learning rate and epochs.
+        batches: Steps, forward passes and padding of one training, equal to those of the run as
+            long as memory suffices and packing is right for the model; None where nothing is
+            trained.
     """
 
     cell: Cell
     ledger: dict[str, Any]
     num_trainings: int
     is_tuning: bool
+    batches: BatchCounts | None
 
     def seconds(self, cost: Cost) -> float:
         """Estimate of its trainings and its evaluation."""
@@ -94,13 +100,16 @@ def make_plan(spec: ExperimentSpec, curated: Stage) -> Plan:
     """Draw every cell's budgets from the curated data and count; nothing is trained.
 
     Raises:
-        InputError: A budget holds no example, an example exceeds the model's context, or a
-            reference does not fit a metric.
+        InputError: A budget holds no example, an example exceeds the model's context, a
+            reference does not fit a metric, or the model's code rules out packing that was asked
+            for.
     """
     check_references_of(spec, curated)
+    limits = planned_limits(skeleton(spec.model.id, spec.model.revision), spec.training)
+    tuned = tuning_cells(spec)
     cells = [
-        *(plan for cell in tuning_cells(spec) for plan in _tuning_plans(spec, cell, curated)),
-        *(_plan(spec, cell, curated) for cell in plan_cells(spec)),
+        *(plan for cell in tuned for plan in _tuning_plans(spec, cell, curated, limits)),
+        *(_plan(spec, cell, curated, limits) for cell in plan_cells(spec)),
     ]
     directory = resolve_model(spec.model.id, spec.model.revision)
     check_weights(directory)
@@ -164,27 +173,39 @@ def plan_rows(plan: Plan) -> list[dict[str, Any]]:
             "rendered tokens": entry.ledger["rendered_tokens"],
             "supervised tokens": entry.ledger["supervised_tokens"],
             "steps": entry.ledger["steps"],
+            "forward passes": entry.batches.forward_passes if entry.batches else 0,
+            "padding": round(entry.batches.padding_share, 4) if entry.batches else None,
             "trainings": entry.num_trainings,
         }
         for entry in plan.cells
     ]
 
 
-def _plan(spec: ExperimentSpec, cell: Cell, curated: Stage) -> CellPlan:
-    gradients = gradients_for(spec, cell, curated)
-    ledger = plan_cell(
-        spec, cell, curated.path, renderer_of(spec), context_of(spec),
-        gradients.path if gradients else None,
-    )  # fmt: skip
-    return CellPlan(cell, ledger, int(parse_arm(cell.arm).is_trained), is_tuning=False)
+def _plan(spec: ExperimentSpec, cell: Cell, curated: Stage, limits: Limits) -> CellPlan:
+    stage = gradients_for(spec, cell, curated)
+    gradients = stage.path if stage else None
+    renderer = renderer_of(spec)
+    ledger = plan_cell(spec, cell, curated.path, renderer, context_of(spec), gradients)
+    if not parse_arm(cell.arm).is_trained:
+        return CellPlan(cell, ledger, num_trainings=0, is_tuning=False, batches=None)
+    lengths, lay_out_order = plan_positions(spec, cell, curated.path, renderer, gradients)
+    size, num_ranks = spec.training.batch_size, spec.training.num_ranks
+    if needs_no_layout(lengths, size, limits, num_ranks):
+        steps, tokens = ledger["steps"], ledger["rendered_tokens"]
+        batches = BatchCounts(steps, steps, tokens, tokens)
+    else:
+        batches = count_batches(lengths, lay_out_order(), size, limits, num_ranks)
+    return CellPlan(cell, ledger, num_trainings=1, is_tuning=False, batches=batches)
 
 
-def _tuning_plans(spec: ExperimentSpec, cell: Cell, curated: Stage) -> Iterator[CellPlan]:
+def _tuning_plans(
+    spec: ExperimentSpec, cell: Cell, curated: Stage, limits: Limits
+) -> Iterator[CellPlan]:
     """One plan for each number of epochs tried."""
     candidates = spec.training.candidates
     for epochs in sorted({settings.epochs for settings in candidates}):
         same = [settings for settings in candidates if settings.epochs == epochs]
-        plan = _plan(settled(spec, same[0]), cell, curated)
+        plan = _plan(settled(spec, same[0]), cell, curated, limits)
         yield replace(plan, num_trainings=len(same), is_tuning=True)
 
 
@@ -202,4 +223,4 @@ def _num_kept(spec: ExperimentSpec, plan: CellPlan) -> int:
     """How often a training writes its weights: once, and at every probe where so wished."""
     if not spec.training.keep_probe_weights:
         return 1
-    return 1 + min(spec.training.num_probes, plan.ledger["steps"] + 1)
+    return 1 + min(spec.training.num_probes, int(plan.ledger["steps"]) + 1)

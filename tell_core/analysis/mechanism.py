@@ -1,4 +1,4 @@
-"""The predictions P1 to P6 of the quantization hypothesis, measured on the cells of a finished run.
+"""Predictions of the quantization hypothesis, P1 to P3, P5 and P6: measured on a finished run.
 
 Where a choice of budget has to be made it is the same for all and made beforehand: the smallest
 task budget, at which leverage learning promises most, and the largest general budget.

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tell_core.analysis.anchor_effect import anchor_mediates
+from tell_core.analysis.directions import specific_directions
 from tell_core.analysis.finished import finished_run
 from tell_core.analysis.mechanism import (
     RunCells,
@@ -28,11 +29,6 @@ from tell_core.store import read_json, write_json
 QUANTA_DIRECTORY = "quanta"
 PREDICTIONS_FILE = "predictions.json"
 SEQUENCE_FILE = "sequence.json"
-_NEEDS_P7 = (
-    "gradients of both groups at several points of the training; a run keeps the weights of its"
-    " kept step alone"
-)
-
 Progress = Callable[[str, int, int], None]
 
 
@@ -65,7 +61,7 @@ def measure_predictions(root: Path, on_progress: Progress | None = None) -> dict
         lambda: anchor_mediates(run),
         lambda: shuffle_beats_order(run),
         lambda: leverage_above_one(run, read_json(root / "leverage.json")),
-        lambda: unmeasured("P7", _NEEDS_P7),
+        lambda: _directions_of_groups(run, split, root, on_progress),
     )
     findings = []
     for done, measure in enumerate(measures, start=1):
@@ -99,6 +95,14 @@ def _order_of_groups(run: RunCells, split: Split | str) -> Finding:
     if isinstance(split, str):
         return unmeasured("P2", split)
     return shared_before_specific(run, split)
+
+
+def _directions_of_groups(
+    run: RunCells, split: Split | str, root: Path, on_progress: Progress | None
+) -> Finding:
+    if isinstance(split, str):
+        return unmeasured("P7", split)
+    return specific_directions(run, split, root, on_progress)
 
 
 def _sequence(run: RunCells) -> dict[str, Any]:
