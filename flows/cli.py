@@ -17,6 +17,7 @@ from flows.prediction_commands import predictions
 from flows.printing import duration, explained, print_json, print_table
 from flows.quanta_commands import quanta_app
 from flows.registry_commands import app as registry_app
+from flows.trust_commands import trust_app
 
 app = typer.Typer(
     add_completion=False,
@@ -29,6 +30,7 @@ app.add_typer(cell_app, name="cell")
 quanta_app.command()(predictions)
 app.add_typer(quanta_app, name="quanta")
 app.add_typer(registry_app)
+app.add_typer(trust_app, name="trust")
 
 Spec = Annotated[Path, typer.Argument(help="The experiment's YAML.", show_default=False)]
 RunDirectory = Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -67,13 +68,31 @@ def resolve_model(model_id: str, revision: str | None = None) -> Path:
     return _download_model(model_id, revision)
 
 
-def _download_model(model_id: str, revision: str | None) -> Path:
+def fetch_with_code(model_id: str, revision: str | None) -> Path:
+    """`resolve_model`, with the code that one commit of a model brings, to be read and allowed.
+
+    Raises:
+        ModelError: A hub id comes without the full hash of a commit, or as `resolve_model`.
+    """
+    if Path(model_id).expanduser().is_dir():
+        return resolve_model(model_id)
+    if not re.fullmatch("[0-9a-f]{40}", revision or ""):
+        raise ModelError(
+            f"--revision {revision or 'is missing'}: code is allowed for one commit of {model_id};"
+            " give its full hash of 40 digits (branches and tags move)"
+        )
+    return _download_model(model_id, revision, (*_MODEL_FILES, "*.py"))
+
+
+def _download_model(
+    model_id: str, revision: str | None, files: Sequence[str] = _MODEL_FILES
+) -> Path:
     """The hub's files of a model, from the local cache when offline."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        path = snapshot_download(model_id, revision=revision, allow_patterns=list(_MODEL_FILES))
+        path = snapshot_download(model_id, revision=revision, allow_patterns=list(files))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         how = "in the local cache (offline)" if constants.HF_HUB_OFFLINE else "on the hub"
         raise ModelError(
@@ -94,7 +113,8 @@ def model_digest(directory: Path) -> str:
     """sha256 over the configurations and every safetensors file of a model directory.
 
     The generation configuration counts where there is one: its end tokens decide where answers
-    stop; so does code of the model's own where it is allowed to run. Files are read once per process as long as inode, time and size stay the same.
+    stop; so does code of the model's own where it is allowed to run. Files are read once per
+    process as long as inode, time and size stay the same.
 
     Raises:
         ModelError: The directory holds no safetensors files; pickled weights are never read.
@@ -157,6 +177,23 @@ def context_tokens(model_id: str, revision: str | None = None) -> int | None:
     with _explained(f"the configuration {directory / 'config.json'}", directory):
         config = AutoConfig.from_pretrained(directory, trust_remote_code=may_run_code(directory))
     return getattr(config, "max_position_embeddings", None)
+
+
+def skeleton(model_id: str, revision: str | None = None) -> PreTrainedModel:
+    """A model as its code builds it, without weights: only the configuration is read.
+
+    Raises:
+        ModelError: The model cannot be found, or is no causal language model.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    directory = resolve_model(model_id, revision)
+    allowed = may_run_code(directory)
+    with _explained(f"the configuration {directory / 'config.json'}", directory):
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=allowed)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=allowed)
+    return cast("PreTrainedModel", model)
 
 
 @contextmanager
