@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from flows.curation_progress import shown_progress
 from flows.demo_files import demo_settings, demo_spec
 from flows.local_server import prefect_server
 from flows.runners import LOCAL, check_runner
@@ -19,7 +20,7 @@ from tell_core.analysis.sentences import forecast_sentences
 from tell_core.analysis.summary import FORECAST_FILE, verdict_sentence
 from tell_core.demo import find_world
 from tell_core.doctor import Check, Sample, check_environment, check_experiment
-from tell_core.pipeline import CORPUS_PAGE, curate_stage, mix_stage
+from tell_core.pipeline import CORPUS_PAGE, Stage, curate_stage, mix_stage
 from tell_core.plan import make_plan, plan_rows
 from tell_core.planner import Design, designs
 from tell_core.results import default_root, is_finished, open_run, sole_owner, source_rows
@@ -89,7 +90,7 @@ def plan_experiment(
     """
     spec, root = _open(spec_file, settings, out)
     with sole_owner(root):
-        plan = make_plan(spec, curate_stage(spec, root))
+        plan = make_plan(spec, _curated(spec, root))
     planned = {
         "experiment": spec.name,
         "num_cells": len(plan_cells(spec)),
@@ -134,7 +135,7 @@ def curate_experiment(spec_file: Path, settings: Sequence[str], out: Path | None
     """Curate; returns a row per source and where the examples are."""
     spec, root = _open(spec_file, settings, out)
     with sole_owner(root):
-        curated = curate_stage(spec, root)
+        curated = _curated(spec, root)
     return {
         "directory": str(curated.path),
         "profile": str(curated.path / CORPUS_PAGE),
@@ -148,7 +149,7 @@ def mix_experiment(
     """Lay out every cell's mixture; returns a row per cell."""
     spec, root = _open(spec_file, settings, out)
     with sole_owner(root):
-        curated = curate_stage(spec, root)
+        curated = _curated(spec, root)
         mixtures = {cell: mix_stage(spec, cell, curated) for cell in plan_cells(spec)}
     return [
         {"cell": cell.label, **read_json(mixed.path / "ledger.json"), "directory": mixed.path.name}
@@ -166,6 +167,12 @@ def examine(
     with sole_owner(root):
         checks, samples = check_experiment(spec, root)
     return [*check_environment(root), *checks], samples
+
+
+def _curated(spec: ExperimentSpec, root: Path) -> Stage:
+    """The curated data, with progress on the console while they are made."""
+    with shown_progress() as on_progress:
+        return curate_stage(spec, root, on_progress)
 
 
 def _open(

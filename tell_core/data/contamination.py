@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from tell_core.data.shingles import HASH_BITS, PhraseCounts, ShingleSets, word_shingles
-from tell_core.data.similarity import OnRows, count_phrases
+from tell_core.data.similarity import count_phrases
+from tell_core.data.telling import Progress, silent
 from tell_core.data.words import HashArray, IndexArray, WordStore, joined
 from tell_core.data.workspace import (
     EVIDENCE_CHARACTERS,
@@ -38,7 +39,7 @@ def find_contamination(
     share: float,
     *,
     drop: bool,
-    on_progress: OnRows = lambda _done, _total: None,
+    report: Progress = silent,
 ) -> None:
     """List training examples that hold runs of 13 words of a test or retention item.
 
@@ -55,17 +56,17 @@ def find_contamination(
         id_of: Shape (N,). The example of each of the store's rows.
         share: Above 0, at most 1.
         drop: Whether what is listed in `overlap` leaves `examples`.
-        on_progress: Called with examples done and all examples.
+        report: Told of its steps.
     """
     connection.execute(_JOIN_TABLES)
     rows = pa.table({"row": np.arange(len(id_of)), "id": id_of})
     insert_table(connection, "word_rows", rows)
-    counts = count_phrases(store, RUN_WORDS)
+    counts = count_phrases(store, RUN_WORDS, report)
     protected = [row for (row,) in fetch_all(connection, _PROTECTED_ROWS)]
     known = _index_items(connection, store, counts, np.asarray(protected, dtype=np.int64))
     start = 0
     for words in store.batches(_BATCH_ROWS):
-        on_progress(start, store.num_examples)
+        report("pieces of test items", start, store.num_examples)
         sets = word_shingles(joined(words), RUN_WORDS)
         _insert_held(connection, sets, start, known)
         start += len(sets.sizes)

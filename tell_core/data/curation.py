@@ -8,8 +8,7 @@ examples, write.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +32,7 @@ from tell_core.data.profile import profile_source
 from tell_core.data.reading import Layout, read_source
 from tell_core.data.rendering import ChatRenderer, Example, load_chat_template
 from tell_core.data.sources import ResolvedSource, resolve_sources, source_identity
+from tell_core.data.telling import Progress, telling
 from tell_core.data.token_store import STORE_FILE, TokenStore, open_writer
 from tell_core.data.workspace import (
     HAS_INK,
@@ -54,7 +54,6 @@ from tell_core.store import explain_disk_errors, write_json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Progress = Callable[[str, int, int], None]
 PARTS = ("task_train", "task_dev", "task_test", "general", "general_heldout", "retention")
 _ENCODE_ROWS = 2048
 
@@ -105,7 +104,8 @@ def curate(
             (``task_train.tokens.arrow``), ``rejects.parquet``, ``overlap.parquet``,
             ``flagged.parquet``, ``near_duplicates.parquet``, ``anchor.json`` and
             ``profile.json``.
-        on_progress: Called with the step's name, units done and units in all.
+        on_progress: Called with the step's name, units done and units in all, every few seconds
+            at least, also while the data engine is at work (`telling`).
 
     Returns:
         The content of ``profile.json``.
@@ -114,29 +114,37 @@ def curate(
         DataError: A source cannot be read, or nothing is left of a part.
         AnchorError: The anchor prompt cannot be resolved or leaves no room.
     """
-    report = on_progress or (lambda _step, _done, _total: None)
     renderer = renderer_for(spec, tokenizer)
     sources = resolve_sources(spec)
     out.mkdir(parents=True, exist_ok=True)
-    with explain_disk_errors(out), open_workspace(out, spec.curation.max_memory_gb) as connection:
+    with (
+        explain_disk_errors(out),
+        open_workspace(out, spec.curation.max_memory_gb) as connection,
+        telling(connection, on_progress) as report,
+    ):
         layouts = _read(connection, sources, report)
         anchor = _settle_anchor(connection, spec, renderer)
+        report("identify", 0, 1)
         _identify(connection)
-        _reject_unfit(connection, spec.curation)
+        _reject_unfit(connection, spec.curation, report)
         if spec.curation.drop_duplicates:
+            report("copies", 0, 1)
             _reject_duplicates(connection)
-        index_prompts(connection, anchor.own_instruction)
+        index_prompts(connection, anchor.own_instruction, report)
+        report("same prompts", 0, 1)
         find_overlap(connection, drop=spec.curation.drop_overlap)
         tokens = _encode(connection, renderer, anchor, report)
         _reject_too_long(connection, spec.curation.max_tokens)
         _compare(connection, spec.curation, report)
+        report("hold out", 0, 1)
         _require_parts(connection, sources)
         _carve(connection, spec)
         find_overlap(connection, drop=spec.curation.drop_overlap)  # of train with carved dev items
         _settle_near_duplicates(connection, spec.curation)
         _require_parts(connection, sources)
         _write(connection, out, report)
-        _write_tokens(connection, tokens, renderer, out)
+        _write_tokens(connection, tokens, renderer, out, report)
+        report("profile", 0, 1)
         profile = _profile(connection, sources, layouts, renderer)
     write_json(out / "anchor.json", anchor.record())
     write_json(out / "profile.json", profile)
@@ -148,9 +156,7 @@ def _read(
 ) -> list[Layout]:
     layouts = []
     for source_id, source in enumerate(sources):
-        report("read", source_id, len(sources))
-        layouts.append(read_source(connection, source, source_id))
-    report("read", len(sources), len(sources))
+        layouts.append(read_source(connection, source, source_id, report))
     return layouts
 
 
@@ -209,10 +215,12 @@ def _identify(connection: duckdb.DuckDBPyConnection) -> None:
     )
 
 
-def _reject_unfit(connection: duckdb.DuckDBPyConnection, curation: CurationSpec) -> None:
+def _reject_unfit(
+    connection: duckdb.DuckDBPyConnection, curation: CurationSpec, report: Progress
+) -> None:
     filters = chosen_filters(curation)
     if filters:
-        measure_unfit(connection, filters)
+        measure_unfit(connection, filters, report)
         _reject(connection, "select id, reason, detail, value from unfit_general")
 
 
@@ -324,20 +332,15 @@ def _compare(
     create_near_duplicate_tables(connection)
     create_contamination_tables(connection)
     if similarity is not None or share is not None:
-        report("index words", 0, 1)
-        store, id_of = index_words(connection)
-        report("index words", 1, 1)
+        store, id_of = index_words(connection, report)
     if similarity is not None:
-        near = partial(report, "near-duplicates")
-        find_near_duplicates(connection, store, id_of, similarity, near)
+        find_near_duplicates(connection, store, id_of, similarity, report)
+        report("near-duplicates", 0, 1)
         _settle_near_duplicates(connection, curation)
-        near(len(id_of), len(id_of))
     if share is not None:
-        pieces = partial(report, "pieces of test items")
         find_contamination(
-            connection, store, id_of, share, drop=curation.drop_overlap, on_progress=pieces
+            connection, store, id_of, share, drop=curation.drop_overlap, report=report
         )
-        pieces(len(id_of), len(id_of))
 
 
 def _settle_near_duplicates(connection: duckdb.DuckDBPyConnection, curation: CurationSpec) -> None:
@@ -404,9 +407,14 @@ def _take_out(
 
 
 def _write_tokens(
-    connection: duckdb.DuckDBPyConnection, tokens: TokenStore, renderer: ChatRenderer, out: Path
+    connection: duckdb.DuckDBPyConnection,
+    tokens: TokenStore,
+    renderer: ChatRenderer,
+    out: Path,
+    report: Progress,
 ) -> None:
     """Write the tokens of each part beside its corpus, in the order of its rows."""
+    num_examples, done = fetch_one(connection, "select count(*) from examples"), 0
     for part in PARTS:
         query = (
             "select place from encoded join examples using (id)"
@@ -414,7 +422,10 @@ def _write_tokens(
         )
         with open_writer(bare_store_path(out / f"{part}.parquet"), renderer.digest) as writer:
             for batch in stream_columns(connection, query, _ENCODE_ROWS):
+                report("write tokens", done, num_examples)
                 writer.append(tokens.take(batch["place"], is_task=False))
+                done += len(batch["place"])
+    report("write tokens", done, num_examples)
 
 
 def _write(connection: duckdb.DuckDBPyConnection, out: Path, report: Progress) -> None:

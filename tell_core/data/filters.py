@@ -17,8 +17,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tell_core.data.shingles import shared_sizes, word_shingles
+from tell_core.data.telling import Progress, silent
 from tell_core.data.words import Words, hash_words
-from tell_core.data.workspace import insert_table, stream_batches
+from tell_core.data.workspace import fetch_one, insert_table, stream_batches
 from tell_core.errors import DataError
 from tell_core.spec.model import CurationSpec
 
@@ -105,19 +106,25 @@ def chosen_filters(curation: CurationSpec) -> list[Filter]:
     return found
 
 
-def measure_unfit(connection: duckdb.DuckDBPyConnection, filters: Sequence[Filter]) -> None:
+def measure_unfit(
+    connection: duckdb.DuckDBPyConnection, filters: Sequence[Filter], report: Progress = silent
+) -> None:
     """Fill the table `unfit_general` with the general examples that a filter sets aside.
 
     The first filter that sets an example aside gives the reason.
     """
     connection.execute(_TABLE)
     query = "select id, prompt, response from examples where part = 'general' order by id"
+    num_general, done = fetch_one(connection, _NUM_GENERAL), 0
     for rows in stream_batches(connection, query, _BATCH_ROWS):
+        report("filter", done, num_general)
+        done += len(rows)
         unfit = list(_unfit(rows, filters))
         if unfit:
             insert_table(connection, "unfit_general", pa.Table.from_pylist(unfit))
 
 
+_NUM_GENERAL = "select count(*) from examples where part = 'general'"
 _TABLE = """
 create or replace temp table unfit_general (
     id bigint, reason varchar, detail varchar, value double)

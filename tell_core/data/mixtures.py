@@ -7,7 +7,7 @@ shown before a run is the ledger of the run.
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -80,6 +80,23 @@ def plan_cell(
     data = _CellData(spec, cell, open_pools(curated, renderer), gradients=gradients)
     _require_context(data, context_tokens)
     return data.ledger()
+
+
+def plan_positions(
+    spec: ExperimentSpec,
+    cell: Cell,
+    curated: Path,
+    renderer: ChatRenderer,
+    gradients: Path | None = None,
+) -> tuple[IntArray, Callable[[], IntArray]]:
+    """What the forward passes of a trained cell are counted from; arguments as of `plan_cell`.
+
+    Returns:
+        Shape (N,): tokens of each chosen example; and a function that lays out the order, shape
+        (M,), as in `Mixture`: it need not be called where lengths alone give the count.
+    """
+    data = _CellData(spec, cell, open_pools(curated, renderer), gradients=gradients)
+    return data.chosen.lengths, lambda: data.order
 
 
 def build_cell_inputs(

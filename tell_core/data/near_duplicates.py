@@ -4,7 +4,8 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from tell_core.data.similarity import SHINGLE_WORDS, OnRows, count_phrases, find_similar
+from tell_core.data.similarity import SHINGLE_WORDS, count_phrases, find_similar
+from tell_core.data.telling import Progress, silent
 from tell_core.data.words import IndexArray, WordStore
 from tell_core.data.workspace import (
     EVIDENCE_CHARACTERS,
@@ -25,14 +26,19 @@ def create_near_duplicate_tables(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute(_TABLES)
 
 
-def index_words(connection: duckdb.DuckDBPyConnection) -> tuple[WordStore, IndexArray]:
+def index_words(
+    connection: duckdb.DuckDBPyConnection, report: Progress = silent
+) -> tuple[WordStore, IndexArray]:
     """The words of all examples, and the id of each row; anchor prompts must be off by now.
 
     A system message and earlier turns count as part of the prompt.
     """
     store = WordStore(spill_directory(connection) / "words.bin")
-    ids = [np.empty(0, dtype=np.int64)]
+    ids, done = [np.empty(0, dtype=np.int64)], 0
+    num_examples = fetch_one(connection, "select count(*) from examples")
     for rows in stream_batches(connection, _TEXTS, _BATCH_ROWS):
+        report("index words", done, num_examples)
+        done += len(rows)
         store.append([row["prompt"] for row in rows], [row["response"] for row in rows])
         ids.append(np.asarray([row["id"] for row in rows], dtype=np.int64))
     store.seal()
@@ -44,7 +50,7 @@ def find_near_duplicates(
     store: WordStore,
     id_of: IndexArray,
     similarity: float,
-    on_progress: OnRows = lambda _done, _total: None,
+    report: Progress = silent,
 ) -> None:
     """Fill the table `alike_pairs` with all pairs of examples that are alike, see `find_similar`.
 
@@ -53,10 +59,10 @@ def find_near_duplicates(
         store: The examples' words.
         id_of: Shape (N,). The example of each of the store's rows.
         similarity: Least Jaccard similarity, between 0 and 1.
-        on_progress: Called with examples done and all examples.
+        report: Told of its steps.
     """
-    counts = count_phrases(store, SHINGLE_WORDS)
-    for pairs in find_similar(connection, store, counts, similarity, on_progress):
+    counts = count_phrases(store, SHINGLE_WORDS, report)
+    for pairs in find_similar(connection, store, counts, similarity, report):
         columns = {
             "first_id": id_of[pairs.first],
             "second_id": id_of[pairs.second],

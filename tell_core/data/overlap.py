@@ -5,9 +5,11 @@ import hashlib
 import duckdb
 import pyarrow as pa
 
+from tell_core.data.telling import Progress, silent
 from tell_core.data.workspace import (
     EVIDENCE_CHARACTERS,
     REJECT_TEXT_CHARACTERS,
+    fetch_one,
     insert_table,
     stream_batches,
 )
@@ -20,17 +22,23 @@ def normalised_key(text: str) -> str:
     return hashlib.md5(" ".join(text.casefold().split()).encode()).hexdigest()
 
 
-def index_prompts(connection: duckdb.DuckDBPyConnection, own_instruction: str) -> None:
+def index_prompts(
+    connection: duckdb.DuckDBPyConnection, own_instruction: str, report: Progress = silent
+) -> None:
     """Make the tables that `find_overlap` needs: `prompt_keys`, and `overlap` without rows.
 
     Args:
         connection: Workspace with bare prompts in `examples`.
         own_instruction: The constant beginning that was removed from task prompts; with it they
             are looked for too.
+        report: Told of the examples done.
     """
     connection.execute(_TABLES)
     query = "select id, part like 'task_%' as is_task, prompt, response from examples"
+    num_examples, done = fetch_one(connection, "select count(*) from examples"), 0
     for rows in stream_batches(connection, query, _BATCH_ROWS):
+        report("index prompts", done, num_examples)
+        done += len(rows)
         insert_table(connection, "prompt_keys", _keys(rows, ""))
         task = [row for row in rows if row["is_task"]]
         if own_instruction and task:

@@ -20,6 +20,7 @@ from tell_core.data.records import (
     record_batches,
 )
 from tell_core.data.sources import ResolvedSource, kind_of
+from tell_core.data.telling import Progress, silent
 from tell_core.data.workspace import (
     HAS_INK,
     REJECT_TEXT_CHARACTERS,
@@ -59,15 +60,28 @@ class Layout:
 
 
 def read_source(
-    connection: duckdb.DuckDBPyConnection, source: ResolvedSource, source_id: int
+    connection: duckdb.DuckDBPyConnection,
+    source: ResolvedSource,
+    source_id: int,
+    report: Progress = silent,
 ) -> Layout:
     """Read one source into the tables `examples` and `rejects` of the workspace.
+
+    Args:
+        connection: The workspace.
+        source: The source.
+        source_id: Its number in the tables.
+        report: Told of the rows read, then of the checks.
+
+    Returns:
+        How its rows are laid out.
 
     Raises:
         DataError: A file cannot be read, a column is missing from all rows, or no row is usable.
     """
     revision = hub_commit(source) if source.is_hub else None
-    files = _load_raw(connection, source, revision)
+    files = _load_raw(connection, source, revision, report)
+    report(f"check {source.spec.name}", 0, 1)
     connection.execute(_MARK_BAD_JSON)
     layout = _choose_layout(connection, source, files)
     _extract(connection, layout)
@@ -110,19 +124,51 @@ where reason is null
 
 
 def _load_raw(
-    connection: duckdb.DuckDBPyConnection, source: ResolvedSource, revision: str | None
+    connection: duckdb.DuckDBPyConnection,
+    source: ResolvedSource,
+    revision: str | None,
+    report: Progress,
 ) -> list[str]:
     """Fill the table `raw`; returns the name of each file by its index."""
+    rows = _RowsRead(source.spec.name, report)
     if source.is_hub:
-        _load_hub(connection, source, revision)
+        _load_hub(connection, source, revision, rows)
         return [f"{source.spec.path}@{source.spec.split}"]
     for index, path in enumerate(source.files):
         with explain_unreadable(path):
-            _load_file(connection, path, index)
+            rows.file, rows.num_files = index, len(source.files)
+            _load_file(connection, path, index, rows)
     return [str(path) for path in source.files]
 
 
-def _load_file(connection: duckdb.DuckDBPyConnection, path: Path, index: int) -> None:
+@dataclass
+class _RowsRead:
+    """How far the reading of a source is: rows are counted, but not known beforehand.
+
+    Attributes:
+        name: Name of the source.
+        report: Who is told.
+        num_rows: Rows read so far, of all files.
+        file: The file at work.
+        num_files: Files in all.
+    """
+
+    name: str
+    report: Progress
+    num_rows: int = 0
+    file: int = 0
+    num_files: int = 1
+
+    def add(self, num_rows: int) -> None:
+        """Count further rows."""
+        self.num_rows += num_rows
+        self.report(f"read {self.name}, {self.num_rows:,} rows", self.file, self.num_files)
+
+
+def _load_file(
+    connection: duckdb.DuckDBPyConnection, path: Path, index: int, rows: "_RowsRead"
+) -> None:
+    rows.add(0)
     if kind_of(path) == "parquet":
         _load_parquet(connection, path, index)
         return
@@ -131,6 +177,7 @@ def _load_file(connection: duckdb.DuckDBPyConnection, path: Path, index: int) ->
         connection.register("arriving", batch)
         connection.execute(f"insert into raw select {index}, * from arriving")
         connection.unregister("arriving")
+        rows.add(batch.num_rows)
 
 
 def _load_parquet(connection: duckdb.DuckDBPyConnection, path: Path, index: int) -> None:
@@ -145,17 +192,19 @@ def _load_parquet(connection: duckdb.DuckDBPyConnection, path: Path, index: int)
 
 
 def _load_hub(
-    connection: duckdb.DuckDBPyConnection, source: ResolvedSource, revision: str | None
+    connection: duckdb.DuckDBPyConnection,
+    source: ResolvedSource,
+    revision: str | None,
+    rows: "_RowsRead",
 ) -> None:
-    num_rows = 0
     for batch in hub_batches(source, revision):
         connection.register("arriving", batch)
         connection.execute(
-            f"insert into raw select 0, {num_rows} + row_number() over (),"
+            f"insert into raw select 0, {rows.num_rows} + row_number() over (),"
             f" to_json({_WHOLE_ROW}), null, null from arriving as {_WHOLE_ROW}"
         )
         connection.unregister("arriving")
-        num_rows += batch.num_rows
+        rows.add(batch.num_rows)
 
 
 def _choose_layout(

@@ -6,7 +6,7 @@ similarity of their word shingles, so that the sketch costs recall at most, neve
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from tell_core.data.seeding import seeded_generator
 from tell_core.data.shingles import PhraseCounts, ShingleSets, shared_sizes, word_shingles
+from tell_core.data.telling import Progress, silent
 from tell_core.data.words import (
     HashArray,
     IndexArray,
@@ -41,7 +42,6 @@ _BAND_BASE = 0x9FB21C651E98DF25
 _BATCH_ROWS = 512
 _PAIRS_AT_ONCE = 8192
 _BANDS_AT_ONCE = 1 << 24
-OnRows = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,14 @@ def band_shape(similarity: float) -> tuple[int, int]:
     return shapes[-1] if shapes else (_MAX_HASHES, 1)
 
 
-def count_phrases(store: WordStore, run_words: int) -> PhraseCounts:
+def count_phrases(store: WordStore, run_words: int, report: Progress = silent) -> PhraseCounts:
     """In how many examples each run of words stands."""
-    sets = (word_shingles(joined(words), run_words) for words in store.batches(_BATCH_ROWS))
-    counts = PhraseCounts(store.num_words)
-    for some in sets:
-        counts.add(some)
+    counts, done = PhraseCounts(store.num_words), 0
+    for words in store.batches(_BATCH_ROWS):
+        report(f"count runs of {run_words} words", done, store.num_examples)
+        sets = word_shingles(joined(words), run_words)
+        counts.add(sets)
+        done += len(sets.sizes)
     return counts
 
 
@@ -94,7 +96,7 @@ def find_similar(
     store: WordStore,
     counts: PhraseCounts,
     similarity: float,
-    on_progress: OnRows = lambda _done, _total: None,
+    report: Progress = silent,
 ) -> Iterator[SimilarPairs]:
     """All pairs of examples whose prompts are alike and whose whole texts share a band.
 
@@ -113,23 +115,27 @@ def find_similar(
         store: The examples' words.
         counts: Of the same examples.
         similarity: Between 0 and 1.
-        on_progress: Called with the examples sketched and all of them.
+        report: Told of the examples sketched, the parts joined and the candidates compared.
 
     Yields:
         The pairs in rising order, some thousand candidates at a time.
     """
-    _sketch(connection, store, counts, similarity, on_progress)
-    _join_bands(connection)
+    _sketch(connection, store, counts, similarity, report)
+    _join_bands(connection, report)
+    num_candidates, done = fetch_one(connection, _ABOUT_HOW_MANY), 0
     for batch in stream_columns(connection, _CANDIDATES, _PAIRS_AT_ONCE):
+        report("compare candidates", min(done, num_candidates), num_candidates)
         pairs = np.stack([batch["first"], batch["second"]], axis=1)
         yield _verified(store, counts, pairs, similarity)
+        done += len(pairs)
     connection.execute("drop table candidates")
 
 
+_ABOUT_HOW_MANY = "select approx_count_distinct(hash(first, second)) from candidates"
 _CANDIDATES = "select distinct first, second from candidates order by first, second"
 
 
-def _join_bands(connection: duckdb.DuckDBPyConnection) -> None:
+def _join_bands(connection: duckdb.DuckDBPyConnection, report: Progress) -> None:
     """Fill the table `candidates` with the pairs that share a band, a part of the keys at a time.
 
     No join's table is larger than some hundred megabytes, however many bands there are.
@@ -137,6 +143,7 @@ def _join_bands(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute("create table candidates (first bigint, second bigint)")
     num_parts = 1 + fetch_one(connection, "select count(*) from bands") // _BANDS_AT_ONCE
     for part in range(num_parts):
+        report("join candidates", part, num_parts)
         connection.execute(
             "insert into candidates select a.place, b.place from"
             " (select * from bands where key % $1 = $2) a"
@@ -174,14 +181,14 @@ def _sketch(
     store: WordStore,
     counts: PhraseCounts,
     similarity: float,
-    on_progress: OnRows,
+    report: Progress,
 ) -> None:
     """Fill the table `bands` with the band keys of every example that has enough shingles."""
     connection.execute("create table bands (place bigint, key ubigint)")
     num_bands, width = band_shape(similarity - _TEMPLATE_ALLOWANCE)
     start = 0
     for words in store.batches(_BATCH_ROWS):
-        on_progress(start, store.num_examples)
+        report("sketch", start, store.num_examples)
         sets = _rare(counts, joined(words))
         rows = np.flatnonzero(sets.sizes >= MIN_SHINGLES)
         if len(rows):

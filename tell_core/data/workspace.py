@@ -17,6 +17,8 @@ class MemoryLimitError(InputError):
     """The data engine was given too little memory."""
 
 
+# The bar is never drawn, but without it the engine would not count how far a statement is.
+_COUNT_PROGRESS = "set enable_progress_bar_print = false; set enable_progress_bar = true"
 _TABLES = """
 create table sources (source_id integer, role varchar, name varchar, num_read bigint);
 create table raw (file_index integer, line bigint, record varchar, reason varchar, detail varchar);
@@ -54,6 +56,7 @@ def open_workspace(
             config["memory_limit"] = f"{max_memory_gb * 1000:.0f}MB"
         connection = duckdb.connect(config=config)
         try:
+            connection.execute(_COUNT_PROGRESS)
             connection.execute(_TABLES)
             yield connection
         except duckdb.OutOfMemoryException as error:

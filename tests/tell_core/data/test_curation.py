@@ -1,4 +1,6 @@
 import json
+from functools import partial
+from itertools import groupby
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -8,6 +10,7 @@ from tell_core.data import curation
 from tell_core.data.corpus import Corpus
 from tell_core.data.curation import PARTS, curate, curation_inputs, renderer_for
 from tell_core.data.rendering import Example
+from tell_core.data.telling import telling
 from tell_core.data.workspace import MemoryLimitError
 from tell_core.errors import AnchorError, DataError
 from tell_core.pipeline import curate_stage
@@ -381,20 +384,58 @@ def test_conversations_are_curated_with_their_history(world, tokenizer):
     assert "one<|end|>" in tokenizer.decode(_tokens(world, "general").example(at))
 
 
-def test_progress_is_reported_in_rising_order(world, tokenizer):
+def test_every_step_tells_of_itself_and_none_goes_back(world, tokenizer):
     calls = []
+    spec = make_spec(world, curation={"max_repetition": 0.9})
+
+    curate(spec, tokenizer, world / "out", lambda *call: calls.append(call))
+
+    assert [step for step, _ in groupby(step.split(",")[0] for step, _, _ in calls)] == [
+        *(f"{verb} {name}" for name in ("train", "test", "general", "chat")
+          for verb in ("read", "check")),
+        "identify",
+        "filter",
+        "copies",
+        "index prompts",
+        "same prompts",
+        "encode",
+        "index words",
+        "count runs of 5 words",
+        "sketch",
+        "join candidates",
+        "near-duplicates",
+        "count runs of 13 words",
+        "pieces of test items",
+        "hold out",
+        "write",
+        "write tokens",
+        "profile",
+    ]  # fmt: skip
+    assert all(0 <= done <= total for _, done, total in calls)
+    for _, some in groupby(calls, lambda call: call[0]):
+        numbers = [done for _, done, _ in some]
+        assert numbers == sorted(numbers)
+
+
+def test_a_long_statement_is_told_of_while_it_runs(world, tokenizer, monkeypatch):
+    calls = []
+    identify = curation._identify
+
+    def slowly(connection):
+        """As long as it takes until the step was told of four times."""
+        connection.execute("set progress_bar_time = 1")
+        while sum(step == "identify" for step, _, _ in calls) < 4:
+            connection.execute("select count(distinct sha256(i::varchar)) from range(300000) t(i)")
+        identify(connection)
+
+    monkeypatch.setattr(curation, "_identify", slowly)
+    monkeypatch.setattr(curation, "telling", partial(telling, every_seconds=0.02))
 
     curate(make_spec(world), tokenizer, world / "out", lambda *call: calls.append(call))
 
-    assert list(dict.fromkeys(step for step, _, _ in calls)) == [
-        "read",
-        "encode",
-        "index words",
-        "near-duplicates",
-        "pieces of test items",
-        "write",
-    ]
-    assert all(done <= total for _, done, total in calls)
+    told = [(done, total) for step, done, total in calls if step == "identify"]
+    assert told[0] == (0, 100)
+    assert any(0 < done < 100 for done, _ in told)
 
 
 def test_inputs_follow_the_data_and_not_their_directory(world, tmp_path_factory):
