@@ -328,7 +328,16 @@ def _cell_record(outcome: CellOutcome) -> dict[str, Any]:
         "ledger": read_json(outcome.mixed.path / "ledger.json"),
         "learning_rate": outcome.settings.learning_rate if outcome.settings else None,
         "epochs": outcome.settings.epochs if outcome.settings else None,
+        "batches": _batches(outcome.trained),
     }
+
+
+def _batches(trained: Stage | None) -> dict[str, Any] | None:
+    """In what forward passes the cell was trained."""
+    if trained is None:
+        return None
+    summary = read_json(trained.path / "summary.json")
+    return {name: summary[name] for name in ("batching", "forward_passes", "padding_share")}
 
 
 def hardware() -> dict[str, Any]:

@@ -12,7 +12,7 @@ Shape letters: B rows, H heads, L tokens, D width of a head.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -178,10 +178,32 @@ def choose_limits(
         ModelError: ``batching: packed`` was asked for, and packed examples would not be trained as
             single ones are.
     """
+    return _limits(
+        model, training, lambda: packing_refusal(model, examples, rows, device, precision)
+    )
+
+
+def planned_limits(model: PreTrainedModel, training: TrainingSpec) -> Limits:
+    """What `choose_limits` will give if the numbers of packed examples are right, too.
+
+    Args:
+        model: Its weights are not looked at; see `models.skeleton`.
+        training: Gives the wished layout and the sizes.
+
+    Raises:
+        ModelError: As of `choose_limits`, for a reason that lies in the model's code.
+    """
+    return _limits(model, training, lambda: structural_refusal(model))
+
+
+def _limits(
+    model: PreTrainedModel, training: TrainingSpec, find_refusal: Callable[[], str | None]
+) -> Limits:
+    """The wished layout, or the nearest that this model can be trained in."""
     sizes = (training.micro_batch_size, training.micro_batch_tokens)
     if training.batching == "padded" or training.batching == "length_grouped":
         return Limits(training.batching, *sizes)
-    refusal = packing_refusal(model, examples, rows, device, precision)
+    refusal = find_refusal()
     if refusal is None:
         return Limits("packed", *sizes)
     name = model.config.model_type

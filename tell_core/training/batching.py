@@ -11,6 +11,7 @@ another into one sequence, without padding and without attention across them.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -129,24 +130,49 @@ def _best_fit(lengths: IntArray, limits: Limits) -> list[IntArray]:
 
 
 def count_batches(
-    lengths: IntArray, order: IntArray, batch_size: int, limits: Limits
+    lengths: IntArray, order: IntArray, batch_size: int, limits: Limits, num_ranks: int = 1
 ) -> BatchCounts:
     """Count the forward passes of a whole training.
 
+    Steps that are one forward pass are counted together; only the others are laid out.
+
     Args:
         lengths: Shape (N,). Tokens of each distinct example.
-        order: Shape (M,). Index of the example at each position of the training.
+        order: Shape (M,), M >= 1. Index of the example at each position of the training.
         batch_size: Examples of an optimiser step; the last step may have fewer.
         limits: The layout and the size of a forward pass.
+        num_ranks: Ranks that share each step; every one lays out its own share.
     """
-    starts = range(0, len(order), batch_size)
-    forward_passes = padded_tokens = 0
-    for start in starts:
-        step = lengths[order[start : start + batch_size]]
-        passes = lay_out(step, limits)
-        forward_passes += len(passes)
-        padded_tokens += sum(limits.num_tokens(step[part]) for part in passes)
-    return BatchCounts(len(starts), forward_passes, int(lengths[order].sum()), padded_tokens)
+    of_positions = lengths[order].astype(np.int64)
+    starts = np.arange(0, len(order), batch_size)
+    tokens = np.add.reduceat(of_positions, starts)
+    computed = tokens
+    if limits.layout != "packed":
+        examples = np.diff(np.append(starts, len(order)))
+        computed = np.maximum.reduceat(of_positions, starts) * examples
+    is_one_pass = np.zeros(len(starts), dtype=np.bool_)
+    if num_ranks == 1 and limits.holds(batch_size, 0):
+        is_one_pass = computed <= (limits.max_tokens or computed.max())
+    forward_passes, padded_tokens = int(is_one_pass.sum()), int(computed[is_one_pass].sum())
+    for start in starts[~is_one_pass]:
+        for part in _shares_laid_out(of_positions[start : start + batch_size], limits, num_ranks):
+            forward_passes += 1
+            padded_tokens += limits.num_tokens(part)
+    return BatchCounts(len(starts), forward_passes, int(tokens.sum()), padded_tokens)
+
+
+def needs_no_layout(lengths: IntArray, batch_size: int, limits: Limits, num_ranks: int) -> bool:
+    """Whether any examples of these lengths (N,) make a step of one pack, whatever their order."""
+    fits = limits.holds(batch_size, batch_size * int(lengths.max()))
+    return limits.layout == "packed" and num_ranks == 1 and fits
+
+
+def _shares_laid_out(lengths: IntArray, limits: Limits, num_ranks: int) -> Iterator[IntArray]:
+    """Lengths of the examples of each forward pass of a step, rank after rank."""
+    shares = share_rows(lengths, num_ranks) if num_ranks > 1 else [np.arange(len(lengths))]
+    for share in shares:
+        if len(share):
+            yield from (lengths[share][part] for part in lay_out(lengths[share], limits))
 
 
 def tighter(limits: Limits, lengths: IntArray) -> Limits | None:

@@ -2,7 +2,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tell_core.data.encoding import EncodedExamples
@@ -10,6 +10,7 @@ from tell_core.training.batching import (
     Limits,
     count_batches,
     lay_out,
+    needs_no_layout,
     share_rows,
     tighter,
 )
@@ -73,23 +74,51 @@ def test_padded_keeps_the_stored_order():
     assert [part.tolist() for part in passes] == [[0, 1], [2, 3]]
 
 
-@given(data=st.data(), lengths=LENGTHS, limits=LIMITS, batch_size=st.integers(1, 10))
-def test_counts_before_training_equal_those_of_every_step(
-    data: st.DataObject, lengths: np.ndarray, limits: Limits, batch_size: int
+@given(
+    data=st.data(),
+    lengths=LENGTHS,
+    limits=LIMITS,
+    batch_size=st.integers(1, 10),
+    num_ranks=st.integers(1, 3),
+)
+def test_counts_before_training_equal_those_of_every_step_and_rank(
+    data: st.DataObject, lengths: np.ndarray, limits: Limits, batch_size: int, num_ranks: int
 ):
     rows = st.integers(0, len(lengths) - 1)
     order = np.asarray(data.draw(st.lists(rows, min_size=1, max_size=40)))
 
-    counts = count_batches(lengths, order, batch_size, limits)
+    counts = count_batches(lengths, order, batch_size, limits, num_ranks)
 
     steps = [lengths[order[at : at + batch_size]] for at in range(0, len(order), batch_size)]
-    passes = [step[part] for step in steps for part in lay_out(step, limits)]
+    shares = [step[share] for step in steps for share in share_rows(step, num_ranks)]
+    passes = [share[part] for share in shares if len(share) for part in lay_out(share, limits)]
     assert counts.steps == len(steps)
     assert counts.forward_passes == len(passes)
     assert counts.tokens == sum(part.sum() for part in passes)
     assert counts.padded_tokens == sum(limits.num_tokens(part) for part in passes)
     if limits.layout == "packed":
         assert counts.padding_share == 0
+
+
+@settings(suppress_health_check=[HealthCheck.filter_too_much])
+@given(
+    data=st.data(),
+    lengths=LENGTHS,
+    limits=LIMITS,
+    batch_size=st.integers(1, 10),
+    num_ranks=st.integers(1, 2),
+)
+def test_where_no_layout_is_needed_every_order_gives_a_pack_per_step(
+    data: st.DataObject, lengths: np.ndarray, limits: Limits, batch_size: int, num_ranks: int
+):
+    assume(needs_no_layout(lengths, batch_size, limits, num_ranks))
+    rows = st.integers(0, len(lengths) - 1)
+    order = np.asarray(data.draw(st.lists(rows, min_size=1, max_size=40)))
+
+    counts = count_batches(lengths, order, batch_size, limits, num_ranks)
+
+    assert counts.forward_passes == counts.steps
+    assert counts.padded_tokens == counts.tokens
 
 
 @given(lengths=LENGTHS, limits=LIMITS)
