@@ -64,11 +64,11 @@ class SourceSpec(Section):
     """File, directory or glob of JSONL (.gz, .zst), CSV or Parquet; or a hub dataset id."""
     name: str = ""
     """Name in tables; the path's stem by default."""
-    format: Literal["auto", "prompt_response", "alpaca", "messages"] = "auto"
+    format: Literal["auto", "prompt_response", "alpaca", "messages", "sharegpt"] = "auto"
     """Shape of the rows; auto decides by the columns and says what it decided."""
     columns: dict[str, str] = {}
-    """Our column name -> theirs, for prompt, response, system, instruction, input, output and
-    messages."""
+    """Our column name -> theirs, for prompt, response, system, instruction, input, output,
+    messages (turns with role and content) and conversations (turns with from and value)."""
     split: str = "train"
     """Split of a hub dataset."""
     subset: str | None = None
@@ -246,7 +246,13 @@ class TrainingSpec(Section):
     """Weights kept: of the probe step with the lowest task dev loss, or of the last step."""
     num_probes: Annotated[int, Field(ge=2)] = 16
     """Logarithmically spaced steps at which the probe set's loss is measured. With 16 points steps
-    and gradual falls are told apart at the stated rates; with 8 steps are not recognised."""
+    and gradual falls are told apart at the stated rates, with 12 nine steps of ten are recognised,
+    with 8 hardly any."""
+    probe_share: PositiveFloat | None = None
+    """Most that probes may cost, as a share of the training's own cost, counted in tokens: where
+    `num_probes` would cost more there are fewer, but at least 8. Short trainings then have fewer
+    points in time, and `keep: best_dev` fewer weights to choose from, than long ones. None: no
+    limit."""
     trace_tokens: Annotated[int, Field(ge=0)] = 2000
     """Supervised tokens of the probe set whose own losses are kept, by seeded choice; the same in
     every cell. They cost no forward pass beside the probes."""

@@ -26,4 +26,6 @@ def training_fields(training: TrainingSpec) -> dict[str, Any]:
     fields = training.model_dump(mode="json", exclude=set(ignored))
     if not training.keep_probe_weights:  # it only adds files: without them nothing differs
         del fields["keep_probe_weights"]
+    if training.probe_share is None:  # no limit is what there was before there could be one
+        del fields["probe_share"]
     return fields

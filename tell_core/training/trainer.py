@@ -39,7 +39,12 @@ from tell_core.training.optimisation import (
     set_learning_rate,
     trainable_parameters,
 )
-from tell_core.training.probes import ProbeSet, TracedTokens, probe_steps
+from tell_core.training.probes import (
+    ProbeSet,
+    TracedTokens,
+    num_affordable_probes,
+    probe_steps,
+)
 from tell_core.training.ranks import Ranks
 from tell_core.training.telemetry import model_sizes, peak_flops, step_flops
 
@@ -144,6 +149,7 @@ class StepEngine:
         self.model = model
         self.mixture = mixture
         self.batch_size = training.batch_size
+        self.num_ranks = training.num_ranks
         self.device = device
         self.precision = precision
         self.parameters = trainable_parameters(model)
@@ -164,7 +170,7 @@ class StepEngine:
     def count_batches(self) -> BatchCounts:
         """What the whole training will compute, at the present limits."""
         lengths, order = self.mixture.examples.lengths, self.mixture.order
-        return count_batches(lengths, order, self.batch_size, self.limits)
+        return count_batches(lengths, order, self.batch_size, self.limits, self.num_ranks)
 
     def gradients(self, step: int, seed: int, ranks: Ranks | None = None) -> StepLosses:
         """Gradient of one step; when memory runs out, again in smaller forward passes.
@@ -249,10 +255,12 @@ class Trainer:
         self.device = device
         self.precision = precision
         self.num_steps = mixture.num_steps(training.batch_size)
-        self.probe_set = ProbeSet.prepare(probe, device)
-        self.traced_tokens = TracedTokens.choose(self.probe_set, training.trace_tokens)
-        self.probe_steps = probe_steps(self.num_steps, training.num_probes)
         self.engine = StepEngine(model, mixture, training, device, precision)
+        is_packed = self.engine.limits.layout == "packed"
+        self.probe_set = ProbeSet.prepare(probe, device, is_packed=is_packed)
+        self.traced_tokens = TracedTokens.choose(self.probe_set, training.trace_tokens)
+        num_probes = num_affordable_probes(mixture, probe, training)
+        self.probe_steps = probe_steps(self.num_steps, num_probes)
         self.parameters = self.engine.parameters
         self.optimiser = create_optimiser(self.parameters, training.weight_decay)
         self.sizes = model_sizes(model)
@@ -262,7 +270,7 @@ class Trainer:
 
     def run(self, out: Path, identity: str, on_progress: OnProgress | None = None) -> None:
         """Train from the last checkpoint under ``out``, or from the start, to the last step."""
-        checkpoint = load_checkpoint(checkpoint_directory(out), identity)
+        checkpoint = load_checkpoint(checkpoint_directory(out), identity, self.find_misfit)
         if checkpoint is not None:
             self.restore(checkpoint)
             logger.info("going on from step %d of %d", checkpoint.step, self.num_steps)
@@ -413,6 +421,21 @@ class Trainer:
         state = {name: getattr(progress, name) for name in _SCALARS}
         return Checkpoint(progress.step, identity, tensors, state, "".join(progress.log))
 
+    def find_misfit(self, checkpoint: Checkpoint) -> str | None:
+        """What keeps `restore` from going on from this checkpoint exactly; None when nothing does.
+
+        Its identity is that of this training: what differs is the program that wrote it.
+        """
+        own = self.capture(checkpoint.identity)
+        if set(checkpoint.state) != set(own.state):
+            names = sorted(set(checkpoint.state) ^ set(own.state))
+            return f"of its state, {', '.join(names)} are not in both versions"
+        for name, expected in _always_there(own.tensors).items():
+            found = checkpoint.tensors.get(name)
+            if found is None or found.shape[1:] != expected.shape[1:]:
+                return f"{name} is missing or of another shape"
+        return None
+
     def restore(self, checkpoint: Checkpoint) -> None:
         """Put back what `capture` took."""
         tensors = checkpoint.tensors
@@ -516,6 +539,15 @@ def checkpoint_directory(out: Path) -> Path:
 def seed_step(seed: int, number: int, rank: int = 0) -> None:
     """Seed torch: number 0 for adapter initialisation, ``step + 1`` for the dropout of a step."""
     torch.manual_seed((rank * _RANK_STRIDE + seed) * _SEED_STRIDE + number)
+
+
+def _always_there(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors that every checkpoint holds: not those of kept weights, nor optimiser moments."""
+    return {
+        name: value
+        for name, value in tensors.items()
+        if name.startswith("weight/") or name in ("probes", "traces")
+    }
 
 
 def _with_prefix(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

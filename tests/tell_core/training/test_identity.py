@@ -28,7 +28,7 @@ def test_where_and_in_what_pieces_a_training_runs_is_no_part_of_it(
 
 
 def test_everything_else_is():
-    fields = training_fields(TrainingSpec(keep_probe_weights=True))
+    fields = training_fields(TrainingSpec(keep_probe_weights=True, probe_share=0.1))
     left_out = set(TrainingSpec.model_fields) - set(fields)
 
     assert left_out == NOT_IDENTITY
@@ -36,6 +36,10 @@ def test_everything_else_is():
 
 def test_a_training_that_keeps_no_weights_at_its_probes_is_what_it_always_was():
     assert "keep_probe_weights" not in training_fields(TrainingSpec())
+
+
+def test_a_training_without_a_limit_on_its_probes_is_what_it_always_was():
+    assert "probe_share" not in training_fields(TrainingSpec())
 
 
 @pytest.mark.parametrize("piece", PIECES)

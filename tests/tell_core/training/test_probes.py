@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tell_core.data.encoding import EncodedExamples
+from tell_core.data.encoding import EncodedExamples, Mixture, from_lists
+from tell_core.spec.model import TrainingSpec
 from tell_core.training import probes
 from tell_core.training.collation import collate
 from tell_core.training.devices import Precision
@@ -40,7 +41,7 @@ def test_probe_losses_are_means_per_supervised_token_of_each_example(
     base: LoadedModel,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(probes, "PROBE_BATCH_TOKENS", 40)
+    monkeypatch.setitem(probes.PROBE_BATCH_TOKENS, "cpu", 40)
     examples = random_examples(3, 4)
     probe_set = probes.ProbeSet.prepare(examples, CPU)
 
@@ -76,7 +77,7 @@ def test_token_losses_average_to_the_losses_of_their_examples(
     base: LoadedModel,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(probes, "PROBE_BATCH_TOKENS", 40)
+    monkeypatch.setitem(probes.PROBE_BATCH_TOKENS, "cpu", 40)
     examples = random_examples(3, 4)
     probe_set = probes.ProbeSet.prepare(examples, CPU)
 
@@ -85,6 +86,52 @@ def test_token_losses_average_to_the_losses_of_their_examples(
     alone = [supervised_nll(base.model, collate(examples, [row], CPU)) for row in range(7)]
     assert nll == pytest.approx(torch.cat(alone).double().detach().numpy(), abs=1e-5)
     assert probe_set.by_example(nll) == pytest.approx([float(one.mean()) for one in alone])
+
+
+def test_shared_beginnings_change_losses_by_rounding_alone(base: LoadedModel):
+    generator = np.random.default_rng(0)
+    beginning = generator.integers(2, 61, size=12).tolist()
+    examples = from_lists(
+        [(beginning + generator.integers(2, 61, size=size).tolist(), 13) for size in range(3, 9)],
+        is_task=True,
+    )
+    autocast = FLOAT32.autocast(CPU)
+    alone = probes.ProbeSet.prepare(examples, CPU).measure_tokens(base.model, autocast)
+
+    shared = probes.ProbeSet.prepare(examples, CPU, is_packed=True)
+
+    assert sum(batch.num_tokens for batch in shared.batches) < examples.num_tokens / 2
+    assert shared.measure_tokens(base.model, autocast) == pytest.approx(alone, abs=1e-5)
+
+
+def mixture_of(num_tokens: int) -> Mixture:
+    return Mixture(from_lists([([2] * num_tokens, 1)], True), np.zeros(1, dtype=np.int32))
+
+
+@given(
+    share=st.floats(0.01, 2), trained=st.integers(10, 100_000), wished=st.integers(2, 60),
+    method=st.sampled_from(["full", "lora"]),
+)  # fmt: skip
+def test_probes_keep_to_their_share_unless_they_would_be_too_few(
+    share: float, trained: int, wished: int, method: str
+):
+    training = TrainingSpec(num_probes=wished, probe_share=share, method=method)
+    probe = from_lists([([2, 3, 4, 5], 1), ([6, 3, 4, 5, 6], 1)], True)
+
+    count = probes.num_affordable_probes(mixture_of(trained), probe, training)
+
+    cost = 7 * (1 / 3 if method == "full" else 1 / 2)  # 3 + 4 tokens whose output is read
+    assert count <= max(share * trained / cost, probes.FEWEST_PROBES)
+    assert count == wished or (count + 1) * cost > share * trained - 1e-6
+    assert min(wished, probes.FEWEST_PROBES) <= count <= wished
+
+
+def test_without_a_limit_there_are_as_many_probes_as_wished():
+    probe = from_lists([([2, 3, 4, 5], 1)], True)
+
+    count = probes.num_affordable_probes(mixture_of(10), probe, TrainingSpec(num_probes=40))
+
+    assert count == 40
 
 
 @given(max_tokens=st.integers(0, 60))
