@@ -34,14 +34,43 @@ from tell_core.spec.model import SourceSpec
 _REQUIRED = {
     "prompt_response": ("prompt", "response"),
     "messages": ("messages",),
+    "sharegpt": ("conversations",),
     "alpaca": ("instruction", "output"),
 }
-_OPTIONAL = {"prompt_response": ("system",), "messages": (), "alpaca": ("input", "system")}
+_OPTIONAL = {
+    "prompt_response": ("system",),
+    "messages": (),
+    "sharegpt": ("system",),
+    "alpaca": ("input", "system"),
+}
 _KNOWN_COLUMNS = sorted(
     {name for names in (*_REQUIRED.values(), *_OPTIONAL.values()) for name in names}
 )
 _ROLES = "'^(system )?(user assistant )*user assistant $'"
 _WHOLE_ROW = "the_whole_row_"
+
+
+@dataclass(frozen=True)
+class _Turns:
+    """How the turns of a conversation are written.
+
+    Attributes:
+        column: Our name of the column that holds the list of turns.
+        role: Key of a turn's role.
+        text: Key of its text.
+        roles: Their names of roles -> ours; others have to be ours.
+    """
+
+    column: str
+    role: str
+    text: str
+    roles: dict[str, str]
+
+
+_TURNS = {
+    "messages": _Turns("messages", "role", "content", {}),
+    "sharegpt": _Turns("conversations", "from", "value", {"human": "user", "gpt": "assistant"}),
+}
 
 
 @dataclass(frozen=True)
@@ -226,7 +255,8 @@ def _choose_layout(
     if name is None:
         raise DataError(
             f"{source.key}: the columns of {files[0]} ({', '.join(counts)}) are of no known"
-            " format: needed are prompt and response, messages, or instruction and output. Map"
+            " format: needed are prompt and response, messages (turns with role and content),"
+            " conversations (turns with from and value), or instruction and output. Map"
             " your columns onto these, e.g. `columns: {prompt: question, response: answer}`."
         )
     needed = (*_REQUIRED[name], *spec.columns)
@@ -264,7 +294,7 @@ def _detect(spec: SourceSpec, found: list[str]) -> str | None:
 
 def _extract(connection: duckdb.DuckDBPyConnection, layout: Layout) -> None:
     """Fill the table `extracted` from `raw`: the parts of each example, or why it is unfit."""
-    parts = _message_parts(layout) if layout.format == "messages" else _column_parts(layout)
+    parts = _turn_parts(layout) if layout.format in _TURNS else _column_parts(layout)
     used = json.dumps(dict.fromkeys(layout.columns.values()))
     checks = " ".join(f"when {test} then {quoted(reason)}" for test, reason, _ in parts.checks)
     details = " ".join(f"when {test} then {detail}" for test, _, detail in parts.checks)
@@ -335,37 +365,56 @@ def _text_checks(key: str, *, is_required: bool) -> Iterator[tuple[str, str, str
     )
 
 
-def _message_parts(layout: Layout) -> _Parts:
-    """Parts of a list of messages: system, earlier turns, last user and last assistant turn."""
-    key = layout.columns["messages"]
+def _turn_parts(layout: Layout) -> _Parts:
+    """Parts of a list of turns: system, earlier turns, last user and last assistant turn."""
+    turns = _TURNS[layout.format]
+    key = layout.columns[turns.column]
     messages = f"json_extract(record, {_at(key)})"
-    roles = f"json_extract_string({messages}, '$[*].role')"
-    texts = f"json_extract_string({messages}, '$[*].content')"
+    given = f"json_extract_string({messages}, '$[*].{turns.role}')"
+    roles = _renamed(given, turns.roles)
+    texts = f"json_extract_string({messages}, '$[*].{turns.text}')"
     has_system = f"(coalesce({roles}[1], '') = 'system')"
     earlier = f"list_zip({roles}, {texts})[(1 + {has_system}::integer):-3]"
+    system, checks = "null::varchar", [*_turn_checks(key, messages, turns, given, roles)]
+    if "system" in layout.columns:
+        at = layout.columns["system"]
+        system = f"json_extract_string(record, {_at(at)})"
+        detail = quoted(f"a system message stands both in column {at} and among the turns")
+        checks += _text_checks(at, is_required=False)
+        checks.append((f"{has_system} and {system} is not null", "wrong_roles", detail))
     columns = f"""
-        case when {has_system} then {texts}[1] end as system,
+        case when {has_system} then {texts}[1] else {system} end as system,
         case when len({earlier}) > 0 then to_json(list_transform({earlier},
             lambda turn: struct_pack(role := turn[1], content := turn[2])))::varchar end as history,
         {texts}[-2] as prompt, {texts}[-1] as response"""
     has_nul = f"contains(array_to_string({texts}, ''), chr(0))"
-    checks = (*_message_checks(key, messages, roles), (has_nul, "nul_character", _HAS_NUL))
-    return _Parts(columns, checks)
+    return _Parts(columns, (*checks, (has_nul, "nul_character", _HAS_NUL)))
 
 
-def _message_checks(key: str, messages: str, roles: str) -> Iterator[tuple[str, str, str]]:
-    """A JSON path skips messages that lack a key, so lengths are compared before anything else."""
+def _renamed(roles: str, names: dict[str, str]) -> str:
+    """SQL of a list of roles in our names; ``roles`` is SQL of the list in theirs."""
+    if not names:
+        return roles
+    cases = " ".join(f"when {quoted(theirs)} then {quoted(ours)}" for theirs, ours in names.items())
+    return f"list_transform({roles}, lambda role: case role {cases} else role end)"
+
+
+def _turn_checks(
+    key: str, messages: str, turns: _Turns, given: str, roles: str
+) -> Iterator[tuple[str, str, str]]:
+    """A JSON path skips turns that lack a key, so lengths are compared before anything else."""
     kind = f"coalesce(json_type(record, {_at(key)}), 'NULL')"
-    kinds = f"json_type({messages}, '$[*].content')"
+    kinds = f"json_type({messages}, '$[*].{turns.text}')"
     count = f"coalesce(json_array_length({messages}), 0)"
     spoken = f"array_to_string({roles}, ' ') || ' '"
+    user, assistant = list(turns.roles) or ["user", "assistant"]
     yield f"{kind} = 'NULL'", "missing_column", quoted(f"column {key} is missing or null")
     yield f"{kind} <> 'ARRAY'", "wrong_roles", quoted(f"column {key} is no list of messages")
     yield (
         f"len({roles}) <> {count} or not regexp_matches({spoken}, {_ROLES})",
         "wrong_roles",
-        "'needed: an optional system message, then user and assistant in turn, the assistant last;"
-        f" got: ' || {spoken}",
+        f"'needed: an optional system message, then {user} and {assistant} in turn,"
+        f" {assistant} last, each under {turns.role}; got: ' || array_to_string({given}, ' ')",
     )
     twice = f"lambda turn: {_has_keys_twice('turn')}"
     yield (

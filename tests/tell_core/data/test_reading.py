@@ -174,6 +174,79 @@ def test_unfit_conversation_is_set_aside_with_its_reason(tmp_path, row, reason):
     assert len(kept) == 1
 
 
+def _conversation(*turns, **columns):
+    return {"conversations": [{"from": role, "value": text} for role, text in turns]} | columns
+
+
+def test_sharegpt_is_found_and_read_as_messages_are(tmp_path):
+    turns = [("system", "s"), ("human", "u1"), ("gpt", "a1"), ("human", "u2"), ("gpt", "a2")]
+    names = {"human": "user", "gpt": "assistant"}
+    same = _messages(*((names.get(role, role), text) for role, text in turns)) | {"id": 7}
+
+    layout, kept, _ = _read_rows(tmp_path / "a.jsonl", [_conversation(*turns, id=7)])
+    _, expected, _ = _read_rows(tmp_path / "b.jsonl", [same])
+
+    assert layout.format == "sharegpt"
+    assert layout.columns == {"conversations": "conversations"}
+    assert kept == expected
+
+
+PAIR = (("human", "u"), ("gpt", "a"))
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (_conversation(("human", "u")), "wrong_roles"),
+        (_conversation(("gpt", "a"), *PAIR), "wrong_roles"),
+        (_conversation(*PAIR, ("human", "v")), "wrong_roles"),
+        (_conversation(("human", "u"), ("human", "v"), ("gpt", "a")), "wrong_roles"),
+        (_conversation(("human", "u"), ("bing", "a")), "wrong_roles"),
+        (_conversation(*PAIR, ("observation", "o"), ("gpt", "a")), "wrong_roles"),
+        (_conversation(("human", "u"), ("system", "s"), ("gpt", "a")), "wrong_roles"),
+        (_conversation(), "wrong_roles"),
+        ({"conversations": "hello"}, "wrong_roles"),
+        (
+            {"conversations": _messages(("user", "u"), ("assistant", "a"))["messages"]},
+            "wrong_roles",
+        ),
+        (_conversation(("system", "s"), *PAIR, system="t"), "wrong_roles"),
+        (_conversation(("human", 5), ("gpt", "a")), "not_text"),
+        (_conversation(*PAIR, system=5), "not_text"),
+        (_conversation(("human", " "), ("gpt", "a")), "empty_prompt"),
+        (_conversation(("human", "u"), ("gpt", "")), "empty_response"),
+        ({"conversations": None}, "missing_column"),
+        (_conversation(("human", "u\0"), ("gpt", "a")), "nul_character"),
+    ],
+)
+def test_unfit_sharegpt_row_is_set_aside_with_its_reason(tmp_path, row, reason):
+    good = _conversation(*PAIR, system=None)
+
+    _, kept, rejects = _read_rows(tmp_path / "a.jsonl", [good, row])
+
+    assert rejects == [(2, reason)]
+    assert len(kept) == 1
+
+
+def test_system_column_of_sharegpt_stands_in_for_a_system_turn(tmp_path):
+    rows = [_conversation(*PAIR, system="s"), _conversation(("system", "t"), *PAIR, system=None)]
+
+    _, kept, rejects = _read_rows(tmp_path / "a.jsonl", rows)
+
+    assert [(row["system"], row["prompt"]) for row in kept] == [("s", "u"), ("t", "u")]
+    assert (rejects, {row["extra"] for row in kept}) == ([], {"{}"})
+
+
+def test_mapped_column_of_turns_decides_about_the_format(tmp_path):
+    turns = _messages(("user", "u"), ("assistant", "a"))["messages"]
+
+    layout, kept, _ = _read_rows(
+        tmp_path / "a.jsonl", [{"conversations": turns}], columns={"messages": "conversations"}
+    )
+
+    assert (layout.format, kept[0]["prompt"]) == ("messages", "u")
+
+
 def test_message_with_a_key_twice_is_set_aside(tmp_path):
     good = json.dumps(_messages(("user", "u"), ("assistant", "a")))
     twice = good.replace('"content": "a"', '"content": "a", "content": "b"')
