@@ -68,9 +68,14 @@ def predict(
     ] = None,
     store: Store = None,
 ) -> None:
-    """Answer every prompt of a file; the model adds its anchor prompt by itself."""
+    """Answer every prompt of a file; the model adds its anchor prompt by itself.
+
+    Answers are kept batch by batch: after a kill the same command goes on from there.
+    """
     from tasks.registry import answering, find_version, open_registry
+    from tell_core.answer_log import open_answers
     from tell_core.data.tables import check_output, read_prompts, write_predictions
+    from tell_core.spec.identity import fingerprint
 
     out = output or input_.with_name(f"{input_.name.split('.')[0]}.predictions.jsonl")
     check_output(out)
@@ -78,8 +83,12 @@ def predict(
     version = find_version(open_registry(store), uri)
     with answering(version, base_model) as (answer, batch_size):
         prompts = [str(row[column]) for row in rows]
-        answers = list(_with_progress(answer, prompts, batch_size * _BATCHES_AT_ONCE))
-    write_predictions(rows, answers, out)
+        num_at_once = batch_size * _BATCHES_AT_ONCE
+        who = [version.name, version.version, version.source, base_model]
+        with open_answers(out, fingerprint(who, num_at_once, prompts)) as log:
+            for batch in _with_progress(answer, prompts, num_at_once, len(log.answers)):
+                log.add(batch)
+            write_predictions(rows, log.answers, out)
     print(out)
 
 
@@ -117,27 +126,32 @@ def replay(
 
 
 def _with_progress(
-    answer: Callable[[Sequence[str]], list[str]], prompts: Sequence[str], batch_size: int
-) -> Iterator[str]:
-    """Answers batch by batch: a bar on a terminal, now and then a line elsewhere."""
+    answer: Callable[[Sequence[str]], list[str]],
+    prompts: Sequence[str],
+    batch_size: int,
+    num_done: int,
+) -> Iterator[list[str]]:
+    """Batches of answers from prompt ``num_done`` on: a bar on a terminal, lines elsewhere."""
     from rich.console import Console
     from rich.progress import Progress
 
     console = Console(file=sys.stderr)
     started = last = time.monotonic()
+    if num_done:
+        _say(f"{num_done:,} of {len(prompts):,} were answered before")
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
-        bar = bars.add_task("answering", total=len(prompts))
-        for start in range(0, len(prompts), batch_size):
+        bar = bars.add_task("answering", total=len(prompts), completed=num_done)
+        for start in range(num_done, len(prompts), batch_size):
             batch = prompts[start : start + batch_size]
-            yield from answer(batch)
+            yield answer(batch)
             done = start + len(batch)
             bars.update(bar, completed=done)
             now = time.monotonic()
             if not console.is_terminal and (now - last > _LINE_EVERY_SECONDS):
                 last = now
-                left = (now - started) * (len(prompts) - done) / done
+                left = (now - started) * (len(prompts) - done) / (done - num_done)
                 _say(f"answered {done:,} of {len(prompts):,}, about {duration(left)} left")
-    _say(f"answered {len(prompts):,} prompts in {duration(time.monotonic() - started)}")
+    _say(f"answered {len(prompts) - num_done:,} prompts in {duration(time.monotonic() - started)}")
 
 
 def _say(line: Any) -> None:

@@ -31,6 +31,7 @@ from tasks.registry import (
 )
 from tasks.tracking import connect, register_best
 from tell_core.analysis.summary import analyse_run
+from tell_core.answer_log import AnswerLog
 from tell_core.errors import InputError, ModelError
 from tell_core.pipeline import curate_stage, run_cell
 from tell_core.registered import RegisteredVersion, bare_prompts, evaluate_version
@@ -280,6 +281,36 @@ def test_predict_answers_every_row_of_a_file(registry: Registry, tmp_path: Path)
     assert len(table) == 24
     with answering(find_version(registry.client, f"models:/{NAME}/2")) as (answer, _):
         assert list(table["prediction"]) == answer(list(table["prompt"]))
+
+
+@pytest.mark.slow
+def test_predict_goes_on_where_it_was_stopped(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    command = [
+        *("predict", f"models:/{NAME}/2", "--input", str(registry.world / "task_test.jsonl")),
+        *("--output", str(tmp_path / "answers.jsonl")),
+    ]
+    monkeypatch.setattr("flows.registry_commands._BATCHES_AT_ONCE", 1)
+    add, num_added = AnswerLog.add, []
+
+    def stop_after_two(log: AnswerLog, batch: list[str]) -> None:
+        add(log, batch)
+        num_added.append(len(batch))
+        if len(num_added) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(AnswerLog, "add", stop_after_two)
+    stopped = call(registry, *command)
+    monkeypatch.setattr(AnswerLog, "add", add)
+    finished = call(registry, *command)
+
+    assert stopped.exit_code == 130
+    assert finished.exit_code == 0, finished.stderr
+    assert f"{sum(num_added)} of 24 were answered before" in finished.stderr
+    with answering(find_version(registry.client, f"models:/{NAME}/2")) as (answer, _):
+        rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").open()]
+        assert [row["prediction"] for row in rows] == answer([row["prompt"] for row in rows])
 
 
 @pytest.mark.slow
