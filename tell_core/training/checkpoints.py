@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,31 +73,63 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def load_checkpoint(directory: Path, identity: str) -> Checkpoint | None:
+def load_checkpoint(
+    directory: Path, identity: str, find_misfit: Callable[[Checkpoint], str | None] | None = None
+) -> Checkpoint | None:
     """The newest intact checkpoint of this very training, or None.
 
-    Damaged checkpoints and those of another training are removed, with a warning.
+    Those that cannot be used are removed, with a warning: damaged ones, those of another training,
+    and those of another version of this program, which it could not go on from exactly.
+
+    Args:
+        directory: Where the checkpoints of a training lie.
+        identity: Of the training.
+        find_misfit: What of a checkpoint's content this version does not know or misses; None when
+            it can go on from it.
     """
     for path in _newest_first(directory):
-        if not is_intact(path):
-            logger.warning("checkpoint %s is damaged; trying the one before", path)
-            shutil.rmtree(path)
-            continue
-        saved = read_json(path / _STATE)
-        if saved["identity"] != identity:
-            logger.warning(
-                "checkpoint %s belongs to another training (%s, this one is %s): its data, model,"
-                " seed or settings differ; removed",
-                path,
-                saved["identity"],
-                identity,
-            )
-            shutil.rmtree(path)
-            continue
-        tensors = load_file(path / _TENSORS)
-        log = (path / _LOG).read_text(encoding="utf-8")
-        return Checkpoint(saved["step"], identity, tensors, saved["state"], log)
+        found = _usable(path, identity, find_misfit)
+        if isinstance(found, Checkpoint):
+            return found
+        logger.warning(
+            "checkpoint %s %s; removed: an earlier one serves, or the training begins anew",
+            path,
+            found,
+        )
+        shutil.rmtree(path)
     return None
+
+
+def _usable(
+    path: Path, identity: str, find_misfit: Callable[[Checkpoint], str | None] | None
+) -> Checkpoint | str:
+    """The checkpoint, or in words why it cannot be used."""
+    if not is_intact(path):
+        return "is damaged"
+    checkpoint = _read(path)
+    if checkpoint is None:
+        return "was written by another version of this program (its files are others)"
+    if checkpoint.identity != identity:
+        return (
+            f"belongs to another training ({checkpoint.identity}, this one is {identity}): its"
+            " data, model, seed or settings differ"
+        )
+    misfit = find_misfit(checkpoint) if find_misfit else None
+    if misfit:
+        return f"was written by another version of this program ({misfit})"
+    return checkpoint
+
+
+def _read(path: Path) -> Checkpoint | None:
+    """An intact checkpoint; None when it has not the parts that `save_checkpoint` writes."""
+    if not all((path / name).is_file() for name in (_TENSORS, _STATE, _LOG)):
+        return None
+    saved = read_json(path / _STATE)
+    if not isinstance(saved, dict) or not {"step", "identity", "state"} <= set(saved):
+        return None
+    log = (path / _LOG).read_text(encoding="utf-8")
+    tensors = load_file(path / _TENSORS)
+    return Checkpoint(saved["step"], saved["identity"], tensors, saved["state"], log)
 
 
 def remove_checkpoints(directory: Path) -> None:

@@ -426,15 +426,24 @@ class Trainer:
 
         Its identity is that of this training: what differs is the program that wrote it.
         """
-        own = self.capture(checkpoint.identity)
-        if set(checkpoint.state) != set(own.state):
-            names = sorted(set(checkpoint.state) ^ set(own.state))
+        if set(checkpoint.state) != set(_SCALARS):
+            names = sorted(set(checkpoint.state) ^ set(_SCALARS))
             return f"of its state, {', '.join(names)} are not in both versions"
-        for name, expected in _always_there(own.tensors).items():
+        for name, shape in self._tensor_shapes(checkpoint.step).items():
             found = checkpoint.tensors.get(name)
-            if found is None or found.shape[1:] != expected.shape[1:]:
-                return f"{name} is missing or of another shape"
+            if found is None or tuple(found.shape) != shape:
+                had = "is missing" if found is None else f"has shape {tuple(found.shape)}"
+                return f"{name} {had}, needed {shape}"
         return None
+
+    def _tensor_shapes(self, step: int) -> dict[str, tuple[int, ...]]:
+        """Tensors that a checkpoint after so many steps holds; moments and kept weights aside."""
+        num_probes = sum(due <= step for due in self.probe_steps)
+        shapes = {f"weight/{name}": tuple(value.shape) for name, value in self.parameters.items()}
+        return shapes | {
+            "probes": (num_probes, self.probe_set.num_examples),
+            "traces": (num_probes, len(self.traced_tokens.places)),
+        }
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Put back what `capture` took."""
@@ -539,15 +548,6 @@ def checkpoint_directory(out: Path) -> Path:
 def seed_step(seed: int, number: int, rank: int = 0) -> None:
     """Seed torch: number 0 for adapter initialisation, ``step + 1`` for the dropout of a step."""
     torch.manual_seed((rank * _RANK_STRIDE + seed) * _SEED_STRIDE + number)
-
-
-def _always_there(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors that every checkpoint holds: not those of kept weights, nor optimiser moments."""
-    return {
-        name: value
-        for name, value in tensors.items()
-        if name.startswith("weight/") or name in ("probes", "traces")
-    }
 
 
 def _with_prefix(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

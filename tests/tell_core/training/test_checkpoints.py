@@ -4,8 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tell_core.store import MARKER, write_json
 from tell_core.training.checkpoints import (
     Checkpoint,
+    _seal,
     load_checkpoint,
     remove_checkpoints,
     save_checkpoint,
@@ -77,6 +79,41 @@ def test_a_refused_checkpoint_does_not_push_out_ours(tmp_path: Path):
     read = load_checkpoint(tmp_path, "ours")
     assert read is not None
     assert read.step == 1
+
+
+def test_a_checkpoint_that_this_version_cannot_go_on_from_gives_way_to_one_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    save_checkpoint(tmp_path, checkpoint(1))
+    save_checkpoint(tmp_path, checkpoint(2))
+
+    read = load_checkpoint(
+        tmp_path, "same", lambda found: "'x' is new" if found.step == 2 else None
+    )
+
+    assert read is not None
+    assert read.step == 1
+    assert "step-00000002 was written by another version of this program ('x' is new)" in (
+        caplog.text
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+@pytest.mark.parametrize("other", ["weights.safetensors", "state.json"])
+def test_an_intact_checkpoint_with_other_files_is_of_another_version(
+    tmp_path: Path, other: str, caplog: pytest.LogCaptureFixture
+):
+    save_checkpoint(tmp_path, checkpoint(3))
+    path = tmp_path / "step-00000003"
+    if other == "state.json":
+        write_json(path / other, {"number": 3})
+    else:
+        (path / "tensors.safetensors").rename(path / other)
+    (path / MARKER).unlink()
+    _seal(path)
+
+    assert load_checkpoint(tmp_path, "same") is None
+    assert "another version of this program (its files are others)" in caplog.text
 
 
 def test_an_unfinished_checkpoint_is_not_seen(tmp_path: Path):

@@ -14,12 +14,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tell_core.data.encoding import EncodedExamples, Mixture
 from tell_core.errors import DataError, InputError, SpecError, TrainingError
 from tell_core.spec.model import TrainingSpec
+from tell_core.store import MARKER
 from tell_core.training.batching import Limits, count_batches
+from tell_core.training.checkpoints import _seal
 from tell_core.training.loop import probe_weights, train_cell
 from tell_core.training.models import LoadedModel
 from tell_core.training.probes import load_probe
@@ -216,6 +218,45 @@ def test_a_checkpoint_of_other_data_is_not_used(
     train(ours, spec, "shared")
 
     assert outcome(tmp_path / "shared") == outcome(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("change", ["renamed", "removed", "shorter weight", "other probes"])
+def test_a_checkpoint_of_another_version_of_the_program_begins_the_training_anew(
+    training_spec: Spec,
+    write_inputs: Inputs,
+    train: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    change: str,
+):
+    inputs, spec = write_inputs(), training_spec(checkpoint_seconds=1e-9)
+    train(inputs, spec, "fresh")
+    with pytest.raises(InterruptionError):
+        train(inputs, spec, "old", on_progress=interrupt_at(6))
+    for path in (tmp_path / "old" / "checkpoints").glob("step-*"):
+        state = json.loads((path / "state.json").read_text())
+        tensors = load_file(path / "tensors.safetensors")
+        first = next(name for name in tensors if name.startswith("weight/"))
+        if change == "renamed":
+            state["state"]["seconds"] = state["state"].pop("train_seconds")
+        elif change == "removed":
+            del state["state"]["flops"]
+        elif change == "shorter weight":
+            tensors[first] = tensors[first][:1]
+        else:
+            tensors["probes"] = tensors["probes"][:-1]
+        (path / "state.json").write_text(json.dumps(state))
+        save_file({name: value.contiguous() for name, value in tensors.items()},
+                  path / "tensors.safetensors")  # fmt: skip
+        (path / MARKER).unlink()
+        _seal(path)
+    seen: list[int] = []
+
+    train(inputs, spec, "old", on_progress=lambda done, *_: seen.append(done))
+
+    assert seen[0] == 1
+    assert "was written by another version of this program" in caplog.text
+    assert outcome(tmp_path / "old") == outcome(tmp_path / "fresh")
 
 
 def test_sigterm_writes_a_checkpoint_and_exits_with_143(
