@@ -35,7 +35,7 @@ from tell_core.spec.loading import load_spec
 from tell_core.spec.model import ExperimentSpec
 
 
-@flow(name="experiment", flow_run_name="{spec_file.stem}")
+@flow(name="experiment", flow_run_name="experiment · {spec_file.stem}")
 def run_experiment(
     spec_file: Path,
     settings: Sequence[str] = (),

@@ -16,7 +16,7 @@ from tell_core.spec.model import Budgets, PositiveFloat, PositiveInt, Seed
 
 @flow(
     name="requested experiment",
-    flow_run_name="experiment · {spec_file.stem}",
+    flow_run_name="request · {spec_file.stem}",
     on_failure=[tell_failure],
     on_crashed=[tell_failure],
 )

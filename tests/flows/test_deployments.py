@@ -1,6 +1,8 @@
 """The deployments on real servers with a real worker: asked for, found done, approved, refused."""
 
 import json
+import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +15,12 @@ from flows.curation import changed_sources
 from flows.scheduling import is_under_way, work_state
 from tell_core.results import sole_owner
 from tell_core.spec.loading import load_spec
-from tests.fixtures.platform import FINAL, Platform, platform
+from tests.fixtures.platform import FINAL, PROJECT, Platform, platform
 from tests.fixtures.tiny import write_tiny_spec, write_tiny_world
 
 pytestmark = pytest.mark.timeout(1200)
 NAME = "tiny-veil"
+DONE = "NothingToDo"
 SMALL = {
     "arms": ["base", "sft"],
     "seeds": [0],
@@ -135,7 +138,7 @@ def test_an_experiment_runs_on_demand_and_a_second_request_finds_it_done(
     again = servers.run("experiment", **form)
 
     assert finished["state_name"] == "Completed"
-    assert finished["name"] == "experiment · tiny"
+    assert finished["name"] == "request · tiny"
     assert again["state_name"] == "NothingToDo"
 
 
@@ -156,6 +159,51 @@ def test_curation_by_night_does_nothing_until_a_source_changes(
     assert changed["state_name"] == "Completed"
     keys = {artifact["key"] for artifact in servers.artifacts(changed["id"])}
     assert {"changes", "curation"} <= keys
+
+
+@pytest.mark.slow
+def test_a_cron_fires_and_its_run_finds_nothing_to_do(
+    servers: Platform, form: dict, finished: dict
+):
+    servers.run("nightly-curation", **form)
+    number = servers.deployment("nightly-curation")["id"]
+    every_minute = {"schedule": {"cron": "* * * * *"}, "active": True, "parameters": form}
+    (schedule,) = servers.post(f"deployments/{number}/schedules", [every_minute]).json()
+    wanted = {
+        "flow_runs": {"tags": {"all_": ["auto-scheduled"]}, "state": {"name": {"any_": [DONE]}}}
+    }
+
+    deadline = time.monotonic() + 400
+    while not (fired := servers.post("flow_runs/filter", wanted).json()):
+        assert time.monotonic() < deadline, "no scheduled run has come to its end"
+        time.sleep(1.0)
+    servers.delete(f"deployments/{number}/schedules/{schedule['id']}")
+
+    assert {run["deployment_id"] for run in fired} == {number}
+    assert all(run["auto_scheduled"] for run in fired)
+
+
+@pytest.mark.slow
+def test_the_weekly_sweep_runs_what_is_missing_and_nothing_twice(servers: Platform, world: Path):
+    # A sweep writes to runs/<name> of the project, so the name is one that nobody else has.
+    name = f"sweep-drill-{os.getpid()}"
+    spec = write_tiny_spec(servers.home / "sweep.yaml", world, **SMALL, name=name)
+    missing = servers.home / "missing.yaml"
+    try:
+        first = servers.run("weekly-sweep", spec_files=[str(spec)], settings=[], adaptive=False)
+        again = servers.run("weekly-sweep", spec_files=[str(spec)], settings=[], adaptive=False)
+        both = [str(missing), str(spec)]
+        failed = servers.run("weekly-sweep", spec_files=both, settings=[], adaptive=False)
+    finally:
+        shutil.rmtree(PROJECT / "runs" / name, ignore_errors=True)
+
+    assert first["state_name"] == "Completed"
+    assert again["state_name"] == DONE
+    assert failed["state_type"] == "FAILED"
+    (table,) = [a for a in servers.artifacts(failed["id"]) if a["key"] == "sweep"]
+    outcomes = {row["experiment"]: row["outcome"] for row in json.loads(table["data"])}
+    assert outcomes["missing"].startswith("failed")
+    assert outcomes["sweep"] == "finished"
 
 
 @pytest.mark.slow
