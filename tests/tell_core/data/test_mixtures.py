@@ -10,6 +10,7 @@ from tell_core.data.corpus import Corpus
 from tell_core.data.curation import curate, renderer_for
 from tell_core.data.encoding import EncodedExamples
 from tell_core.data.mixtures import build_cell_inputs, plan_cell
+from tell_core.data.selection import GENERAL_GRADIENTS, TASK_GRADIENTS
 from tell_core.data.token_store import open_mixture
 from tell_core.errors import DataError, TokenBudgetError
 from tell_core.spec.arms import ARM_NAMES, parse_arm
@@ -18,8 +19,7 @@ from tell_core.store import read_json
 
 from .worlds import PREFIX, general_rows, make_spec, write_rows, write_world
 
-# tell_aligned needs the gradients of a model: its tests are those of selection.
-ARMS = [name.replace("(k)", "(3)") for name in ARM_NAMES if name != "tell_aligned"]
+ARMS = [name.replace("(k)", "(3)") for name in ARM_NAMES]
 TRAINED = [name for name in ARMS if parse_arm(name).is_trained]
 
 GOLDEN_DIGESTS = {
@@ -58,6 +58,7 @@ class World:
         self.curated = directory / "curated"
         curate(self.spec, tokenizer, self.curated)
         self.renderer = renderer_for(self.spec, tokenizer)
+        self.gradients = _drawn_gradients(self.curated)
 
     def cell(self, arm, budget=600, general=2000, seed=0):
         kind = parse_arm(arm)
@@ -67,8 +68,25 @@ class World:
     def build(self, cell, spec=None, name="mix", num_steps=None):
         out = self.directory / f"{name}-{cell.name}"
         out.mkdir(exist_ok=True)
-        build_cell_inputs(spec or self.spec, cell, self.curated, self.renderer, out, num_steps)
+        build_cell_inputs(
+            spec or self.spec, cell, self.curated, self.renderer, out, num_steps,
+            gradients=self.gradients,
+        )  # fmt: skip
         return Built(out, self.renderer.tokenizer)
+
+    def plan(self, cell, spec=None, **limits):
+        return plan_cell(
+            spec or self.spec, cell, self.curated, self.renderer, gradients=self.gradients, **limits
+        )
+
+
+def _drawn_gradients(curated):
+    """Gradients for arms that select by alignment, drawn at random in place of a model's."""
+    drawn = np.random.default_rng(0)
+    for part, name in (("task_train", TASK_GRADIENTS), ("general", GENERAL_GRADIENTS)):
+        count = Corpus(curated / f"{part}.parquet").num_examples
+        np.save(curated / name, drawn.standard_normal((count, 8)).astype(np.float32))
+    return curated
 
 
 class Built:
@@ -102,7 +120,7 @@ def world(tmp_path_factory, tokenizer):
 def test_planned_ledger_is_the_ledger_of_the_run(world, arm):
     cell = world.cell(arm)
 
-    planned = plan_cell(world.spec, cell, world.curated, world.renderer)
+    planned = world.plan(cell)
 
     assert planned == world.build(cell).ledger
 
@@ -180,13 +198,13 @@ def test_small_mixtures_are_passed_over_until_the_fewest_steps(world, arm, min_s
     spec = world.spec.model_copy(update={"training": training})
     cell = world.cell(arm)
 
-    ledger = plan_cell(spec, cell, world.curated, world.renderer)
+    ledger = world.plan(cell, spec)
 
     assert ledger == world.build(cell, spec, f"min{min_steps}").ledger
     assert ledger["steps"] >= min_steps
     assert ledger["epochs"] >= training.epochs
     if arm == "sft_matched":
-        tell = plan_cell(spec, world.cell("tell"), world.curated, world.renderer)
+        tell = world.plan(world.cell("tell"), spec)
         assert ledger["steps"] == tell["steps"]
     else:
         assert ledger["epochs"] == ledger["epochs"] // 1
@@ -380,7 +398,7 @@ def _general_texts(built):
 
 def test_task_budget_that_holds_nothing_is_a_clear_error(world):
     with pytest.raises(TokenBudgetError, match="a budget of 3 tokens holds no example of task"):
-        plan_cell(world.spec, world.cell("sft", budget=3), world.curated, world.renderer)
+        world.plan(world.cell("sft", budget=3))
 
 
 def test_examples_without_supervised_tokens_are_listed(tmp_path, tokenizer, monkeypatch):
@@ -403,7 +421,9 @@ def test_what_is_kept_between_cells_changes_nothing(world, tmp_path, tokenizer):
         shutil.copytree(world.curated, alone / "curated")
         fresh = renderer_for(world.spec, tokenizer)
         (alone / "mix").mkdir()
-        build_cell_inputs(world.spec, cell, alone / "curated", fresh, alone / "mix")
+        build_cell_inputs(
+            world.spec, cell, alone / "curated", fresh, alone / "mix", gradients=world.gradients
+        )
 
         assert _contents(alone / "mix") == _contents(built.out)
 
@@ -422,7 +442,7 @@ def test_examples_are_rendered_once_for_all_cells(tmp_path, tokenizer, monkeypat
         for seed in (0, 1):
             for arm in ("sft", "tell", "tell_blocks(3)", "general_only"):
                 cell = world.cell(arm, budget, seed=seed)
-                plan_cell(world.spec, cell, world.curated, world.renderer)
+                world.plan(cell)
                 world.build(cell)
                 pools._opened.cache_clear()
 
@@ -442,7 +462,7 @@ def _digests(world):
     return {
         f"{arm} {seed}": world.build(world.cell(arm, seed=seed)).mixture.digest[:16]
         for arm in TRAINED
-        if arm != "tell_diverse"
+        if parse_arm(arm).selection == "random"
         for seed in (0, 3)
     }
 
@@ -469,7 +489,7 @@ def test_items_longer_than_the_context_are_named_with_the_mend(world, arm, role,
     message = rf"{role} items are longer.* {longest - 1} tokens.*test\.jsonl, line \d+.*`{setting}`"
 
     with pytest.raises(DataError, match=message):
-        plan_cell(world.spec, cell, world.curated, world.renderer, context_tokens=longest - 1)
+        world.plan(cell, context_tokens=longest - 1)
     with pytest.raises(DataError, match=message):
         build_cell_inputs(
             world.spec,
@@ -486,7 +506,7 @@ def test_items_that_just_fit_the_context_are_taken(world):
     built = world.build(cell)
     longest = max(int(built.encoded(name).lengths.max()) for name in ("test", "probe"))
 
-    planned = plan_cell(world.spec, cell, world.curated, world.renderer, context_tokens=longest)
+    planned = world.plan(cell, context_tokens=longest)
 
     assert planned == built.ledger
 
@@ -510,7 +530,7 @@ def test_ledger_lists_every_source_in_the_unit_of_the_budgets(weighted, arm):
 
     ledger = world.build(cell).ledger
 
-    assert ledger == plan_cell(world.spec, cell, world.curated, world.renderer)
+    assert ledger == world.plan(cell)
     sources = {entry["source"]: entry for entry in ledger["sources"]}
     uses_general = kind.uses_general
     assert list(sources) == ["train"] * kind.uses_task + ["general", "chat"] * uses_general
@@ -552,4 +572,4 @@ def test_a_column_that_the_task_lacks_is_an_error_that_names_those_there(tmp_pat
     world = World(tmp_path, tokenizer, budgets=budgets)
 
     with pytest.raises(DataError, match=r"stratify_by: .* no column 'topic'.*anchor_len, label"):
-        plan_cell(world.spec, world.cell("sft"), world.curated, world.renderer)
+        world.plan(world.cell("sft"))
