@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.anchor_commands import app as anchor_app
 from flows.cell_commands import cell_app
 from flows.prediction_commands import predictions
 from flows.printing import duration, explained, print_json, print_table
@@ -30,6 +31,7 @@ app.add_typer(cell_app, name="cell")
 quanta_app.command()(predictions)
 app.add_typer(quanta_app, name="quanta")
 app.add_typer(registry_app)
+app.add_typer(anchor_app)
 app.add_typer(trust_app, name="trust")
 
 Spec = Annotated[Path, typer.Argument(help="The experiment's YAML.", show_default=False)]

@@ -97,9 +97,13 @@ def test_the_surface_is_frozen():
         "quanta predictions": ["--json", "directory"],
         "quanta find": [
             *("--cell", "--data", "--dimensions", "--json", "--max-examples", "--max-tokens"),
-            *("--out", "--seed", "--tokens", "source"),
+            *("--no-track", "--out", "--seed", "--tokens", "source"),
         ],
         "quanta controls": ["--json", "--only"],
+        "anchor": [
+            *("--candidates", "--examples", "--json", "--max-tokens", "--out", "--seed", "--set"),
+            *("--shots", "--train", "spec"),
+        ],
     }
 
 

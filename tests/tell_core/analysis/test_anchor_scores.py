@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tell_core.analysis.anchor_scores import Difference, compare, judge_search
+from tell_core.analysis.resampling import Resampling
+
+HOW = Resampling(num_draws=400)
+
+
+def scores(mean: float, num_rows: int = 1, num_items: int = 40, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(mean, 0.3, (num_rows, num_items))
+
+
+def difference(against: str, estimate: float, p_value: float) -> Difference:
+    return Difference(against, estimate, None, None, p_value, p_value)
+
+
+@given(st.integers(0, 1000), st.floats(-2, 2))
+def test_a_constant_lead_is_found_whatever_the_items_are(seed: int, lead: float) -> None:
+    base = scores(-1, seed=seed)
+
+    (found,) = compare(base + lead, {"no anchor": base}, HOW)
+
+    assert found.estimate == pytest.approx(lead)
+    assert found.low == pytest.approx(lead)
+
+
+def test_equal_scores_show_nothing() -> None:
+    (found,) = compare(scores(-1), {"no anchor": scores(-1)}, HOW)
+
+    assert (found.estimate, found.p_value) == (0.0, 1.0)
+
+
+def test_several_random_texts_add_their_own_spread() -> None:
+    one = scores(-1)
+    spread = np.linspace(-1, 1, 6)[:, None]
+
+    (narrow,) = compare(one, {"random text": np.repeat(one, 6, axis=0) - 0.1}, HOW)
+    (wide,) = compare(one, {"random text": np.repeat(one, 6, axis=0) - 0.1 + spread}, HOW)
+
+    assert wide.estimate == pytest.approx(narrow.estimate)
+    assert wide.high - wide.low > narrow.high - narrow.low + 0.5
+
+
+def test_trainings_of_equal_seeds_are_paired() -> None:
+    base = scores(-1, num_rows=3) + np.array([[0.0], [3.0], [-3.0]])
+
+    (found,) = compare(base + 0.2, {"given": base}, HOW)
+
+    assert found.p_value < 0.05
+
+
+def test_comparisons_made_together_are_corrected_together() -> None:
+    base = scores(-1)
+    others = {"a": scores(-1.1, seed=1), "b": scores(-1.15, seed=2), "c": scores(-1.2, seed=3)}
+
+    found = compare(base, others, HOW)
+
+    assert all(one.p_holm >= one.p_value for one in found)
+    assert max(one.p_holm / one.p_value for one in found) >= 2
+
+
+@pytest.mark.parametrize(
+    ("tested", "verdict"),
+    [
+        ([], "no candidate"),
+        ([difference("no anchor", 1, 0.01), difference("random text", 1, 0.01)], "adopt"),
+        ([difference("no anchor", 1, 0.01), difference("random text", 1, 0.2)], "undetermined"),
+        ([difference("no anchor", 1, 0.01), difference("given", -1, 0.01)], "keep"),
+        ([difference("no anchor", 1, 0.2), difference("given", -1, 0.01)], "keep"),
+    ],
+)
+def test_only_what_beats_everything_is_adopted(tested: list[Difference], verdict: str) -> None:
+    assert judge_search(tested, 0.95)[0] == verdict
+
+
+def adopted_from_noise(seed: int) -> bool:
+    """Whether the best of 20 equally good texts by one half passes on the other."""
+    generator = np.random.default_rng(seed)
+    items = generator.normal(-1, 0.5, 32)
+    texts = items + generator.normal(0, 0.3, (20, 32))
+    none, random = items + generator.normal(0, 0.3, 32), items + generator.normal(0, 0.3, (8, 32))
+    choosing, testing = np.arange(16), np.arange(16, 32)
+    best = texts[texts[:, choosing].mean(axis=1).argmax()]
+    others = {"no anchor": none[None][:, testing], "random text": random[:, testing]}
+    return judge_search(compare(best[None][:, testing], others, HOW), 0.95)[0] == "adopt"
+
+
+def test_the_best_of_many_equal_texts_is_seldom_adopted() -> None:
+    adopted = [adopted_from_noise(seed) for seed in range(150)]
+
+    assert np.mean(adopted) <= 0.05
