@@ -17,6 +17,7 @@ from tasks.stores import tracking_uri
 from tasks.tracking import (
     close_experiment,
     end_experiment,
+    explained_recording,
     open_experiment,
     run_url,
     track_cells,
@@ -77,9 +78,10 @@ def _run(
         leverage = analyse(spec, root, curated, outcomes, tuning, rounds if is_adaptive else ())
         report(root)
         if record:
-            run_ids = track_cells(root, record, outcomes)
-            note_runs(root, run_ids)
-            uri = close_experiment(spec, root, record, curated, outcomes)
+            with explained_recording(root):
+                run_ids = track_cells(root, record, outcomes)
+                note_runs(root, run_ids)
+                uri = close_experiment(spec, root, record, curated, outcomes)
     show_results(root, uri, run_url(record) if record else None)
     tracked_at = tracking_uri(root) if track else None
     seal_run(spec, root, curated, outcomes, tracked_at=tracked_at, is_adaptive=is_adaptive)

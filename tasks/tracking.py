@@ -8,9 +8,10 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import mlflow
 import pandas as pd
@@ -25,7 +26,7 @@ from prefect.artifacts import create_link_artifact
 from prefect.cache_policies import NO_CACHE
 
 from tasks.stores import SQLITE, tracking_uri, without_password
-from tell_core.errors import InputError, TellError
+from tell_core.errors import InputError, StoreError, TellError
 from tell_core.pipeline import CellOutcome, Stage, renderer_of
 from tell_core.registered import (
     CARD_PAGE,
@@ -38,6 +39,9 @@ from tell_core.report_card import report_card
 from tell_core.results import FINAL_FILES, git_commit
 from tell_core.spec.model import ExperimentSpec
 from tell_core.store import explain_disk_errors, read_json, write_json
+
+if TYPE_CHECKING:
+    from tell_core.analysis.quanta.stage import Found
 
 logger = logging.getLogger(__name__)
 
@@ -213,6 +217,24 @@ def register_best(
     return f"models:/{name}/{registered.version}"
 
 
+@contextmanager
+def explained_recording(root: Path) -> Iterator[None]:
+    """Turn what MLflow or its disk refuse into an error with the mend.
+
+    Raises:
+        StoreError: A record or a file was not taken.
+    """
+    try:
+        with explain_disk_errors(root):
+            yield
+    except MlflowException as error:
+        raise StoreError(
+            f"the MLflow store {without_password(tracking_uri(root))} did not take a record or a"
+            f" file: {error}. Results and report are in {root}. Look whether its disk is full, then"
+            " run the same command again: it records what is missing"
+        ) from error
+
+
 def describe_version(client: MlflowClient, name: str, version: str, directory: Path) -> None:
     """Show the report card on the version's page, and on the model's what its versions are."""
     card = (directory / CARD_PAGE).read_text(encoding="utf-8")
@@ -221,6 +243,28 @@ def describe_version(client: MlflowClient, name: str, version: str, directory: P
         card = f"{whole_lines}\n\nThe rest stands in the artifact {VERSION_DIRECTORY}/{CARD_PAGE}."
     client.update_model_version(name, version, description=card)
     client.update_registered_model(name, description=_ABOUT)
+
+
+@task(
+    name="track quanta",
+    task_run_name="track quanta · {found.name}",
+    cache_policy=NO_CACHE,
+    retries=2,
+    retry_delay_seconds=[2.0, 10.0],
+)
+def track_quanta(root: Path, found: "Found", page: Path) -> None:
+    """Log the page, the clusters and their numbers to the experiment's run, if it has one."""
+    record = read_record(root)
+    if record is None or record["uri"] != without_password(tracking_uri(root)):
+        get_run_logger().info("%s is not recorded in this MLflow store: nothing is logged", root)
+        return
+    client = connect(root)
+    for file in (page, found.path / "summary.json", found.path / "clusters.json"):
+        client.log_artifact(record["parent"], str(file), f"quanta/{found.name}")
+    summary = found.summary
+    numbers = ("num_clusters", "agreement", "output_agreement", "output_purity")
+    for name in numbers:
+        client.log_metric(record["parent"], f"quanta/{found.name}/{name}", summary[name])
 
 
 def run_url(record: Mapping[str, Any]) -> str | None:

@@ -1,5 +1,6 @@
 """MLflow away for a while, for good, answering 500, its SQLite locked: no result depends on it."""
 
+import resource
 import shutil
 import sqlite3
 import subprocess
@@ -7,11 +8,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import mlflow
+import psutil
 import pytest
 from mlflow.exceptions import MlflowException
 from prefect.testing.utilities import prefect_test_harness
@@ -19,12 +22,13 @@ from prefect.testing.utilities import prefect_test_harness
 from flows import experiment
 from flows.experiment import run_experiment
 from tasks.tracking import read_record
-from tell_core.errors import InputError
+from tell_core.errors import InputError, StoreError
 from tell_core.store import read_json
 from tests.faults.outages import Line, Mode, line_to
 from tests.flows.test_services import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+ROOM_BYTES = 20_000_000  # more than the databases of these runs take, less than the file to be kept
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +38,8 @@ def harness() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def mlflow_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """An MLflow server, as `tell up` starts it."""
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, int]]:
+    """An MLflow server, as `tell up` starts it: its port and process id."""
     home, port = tmp_path_factory.mktemp("mlflow"), free_port()
     process = subprocess.Popen(
         [
@@ -51,15 +55,20 @@ def mlflow_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         except httpx.HTTPError:
             assert process.poll() is None
             time.sleep(0.3)
-    yield port
+    yield port, process.pid
     process.terminate()
     process.wait(20)
 
 
 @pytest.fixture
-def line(mlflow_port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
+def mlflow_process(mlflow_server: tuple[int, int]) -> int:
+    return mlflow_server[1]
+
+
+@pytest.fixture
+def line(mlflow_server: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
     """The way to that server, which tests cut; clients give up as early as `tell` lets them."""
-    with line_to(mlflow_port) as line:
+    with line_to(mlflow_server[0]) as line:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", line.address)
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
         yield line
@@ -82,6 +91,14 @@ def at_the_report(monkeypatch: pytest.MonkeyPatch, strike: Callable[[], None]) -
         return drawn
 
     monkeypatch.setattr(experiment, "report", report)
+
+
+def limit_files(process: psutil.Process, num_bytes: int) -> None:
+    """Let no file of a process or its children grow beyond so many bytes, as on a full disk."""
+    for one in (process, *process.children(recursive=True)):
+        with suppress(psutil.Error):
+            hard = one.rlimit(psutil.RLIMIT_FSIZE)[1]
+            one.rlimit(psutil.RLIMIT_FSIZE, (num_bytes, hard))
 
 
 def finished_children(root: Path) -> list[str]:
@@ -136,6 +153,38 @@ def test_gone_for_good_leaves_results_and_report_and_a_rerun_records_each_cell_o
     assert not is_sealed
     assert (root / "finished.json").exists()
     assert finished_children(root) == cells(root)
+
+
+@pytest.mark.parametrize("store", ["server", "file"])
+def test_a_disk_that_is_full_when_artifacts_are_kept_is_told_and_a_rerun_keeps_them(
+    store: str, harness: None, line: Line, root: Path, drill_spec: Path, monkeypatch, request
+):
+    if store == "file":
+        monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    keeper = psutil.Process(
+        request.getfixturevalue("mlflow_process") if store == "server" else None
+    )
+    for name in ("track_cells", "close_experiment"):
+        monkeypatch.setattr(experiment, name, getattr(experiment, name).with_options(retries=0))
+    (root / "predictions" / "large.bin").write_bytes(bytes(2 * ROOM_BYTES))
+    at_the_report(monkeypatch, lambda: limit_files(keeper, ROOM_BYTES))
+
+    try:
+        with pytest.raises(StoreError, match="run the same command again"):
+            run_experiment(drill_spec, [], root, True)
+    finally:
+        limit_files(keeper, resource.RLIM_INFINITY)
+    is_sealed = (root / "finished.json").exists()
+    monkeypatch.setattr(experiment, "report", lambda root: None)
+    run_experiment(drill_spec, [], root, True)
+
+    assert not is_sealed
+    assert (root / "finished.json").exists()
+    assert finished_children(root) == cells(root)
+    record = read_record(root)
+    assert record is not None
+    kept = mlflow.MlflowClient(record["uri"]).list_artifacts(record["parent"], "predictions")
+    assert ("predictions/large.bin", 2 * ROOM_BYTES) in {(a.path, a.file_size) for a in kept}
 
 
 def test_cut_in_the_middle_of_recording_no_cell_is_recorded_twice(
