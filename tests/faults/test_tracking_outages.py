@@ -61,11 +61,6 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[in
 
 
 @pytest.fixture
-def mlflow_process(mlflow_server: tuple[int, int]) -> int:
-    return mlflow_server[1]
-
-
-@pytest.fixture
 def line(mlflow_server: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
     """The way to that server, which tests cut; clients give up as early as `tell` lets them."""
     with line_to(mlflow_server[0]) as line:
@@ -157,13 +152,13 @@ def test_gone_for_good_leaves_results_and_report_and_a_rerun_records_each_cell_o
 
 @pytest.mark.parametrize("store", ["server", "file"])
 def test_a_disk_that_is_full_when_artifacts_are_kept_is_told_and_a_rerun_keeps_them(
-    store: str, harness: None, line: Line, root: Path, drill_spec: Path, monkeypatch, request
+    store: str, harness: None, line: Line, root: Path, drill_spec: Path, monkeypatch, mlflow_server
 ):
+    keeper = psutil.Process()
     if store == "file":
         monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    keeper = psutil.Process(
-        request.getfixturevalue("mlflow_process") if store == "server" else None
-    )
+    else:
+        keeper = psutil.Process(mlflow_server[1])
     for name in ("track_cells", "close_experiment"):
         monkeypatch.setattr(experiment, name, getattr(experiment, name).with_options(retries=0))
     (root / "predictions" / "large.bin").write_bytes(bytes(2 * ROOM_BYTES))
