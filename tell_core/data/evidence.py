@@ -23,7 +23,8 @@ def evidence_rows(
         kind: ``rejects``: every row set aside, with reason and measured value. ``duplicates``:
             copies and near-duplicates, with the example that stayed. ``overlap``: examples that
             stand in test, retention, dev or task data, and those flagged for holding a little of
-            a test or retention item, with the other example.
+            a test or retention item, with the other example: ``runs`` of 13 words in common, and
+            ``share`` of those that begin in the item's prompt.
         limit: Most rows returned, in the order of the data; None returns all.
         per_reason: Whether ``limit`` holds for each reason, source by source in turn, instead of
             for all rows together.
@@ -64,11 +65,12 @@ _QUERIES = {
             kept_file || ', line ' || kept_line, dropped, text, kept_text
         from {near_duplicates}""",
     "overlap": """
-        select source, file, line, matched as reason, null::double as share, against,
+        select source, file, line, matched as reason, null::double as share,
+            null::bigint as runs, against,
             matched_source || ', line ' || matched_line as matched, dropped, text, matched_text
         from {overlap}
         union all
-        select source, file, line, 'flagged', share, against,
+        select source, file, line, 'flagged', share, num_runs, against,
             matched_source || ', line ' || matched_line, false, text, matched_text
         from {flagged}""",
 }

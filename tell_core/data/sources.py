@@ -75,7 +75,11 @@ def resolve_source(spec: SourceSpec, role: Role, key: str) -> ResolvedSource:
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if _suffix(file) in _IN_DIRECTORIES)
         if not files:
-            raise DataError(f"{key}: directory {path} holds no {_FILE_TYPES}.")
+            raise DataError(
+                f"{key}: directory {path} holds no {', '.join(_IN_DIRECTORIES)} file (or one of"
+                " these with .gz or .zst). A .json file in a directory may describe data as well as"
+                " hold it: name it itself, or a glob such as `data/*.json`."
+            )
     elif path.is_file():
         files = [path]
     else:

@@ -57,7 +57,6 @@ _REASONS = {
     "prompt": "the same prompt",
     "prompt_and_response": "the same prompt and response",
     "13_grams": "runs of 13 words of its prompt",
-    "flagged": "flagged for some of its runs of 13 words, of those of its prompt",
 }
 Json = Mapping[str, Any]
 
@@ -388,6 +387,9 @@ def _shown(pairs: Sequence[Pair], num_rows: int) -> Text:
 
 def _how(row: Row) -> str:
     """In which way an example stands in the other data, and how much of it."""
+    if row["reason"] == "flagged":
+        runs = plural(row["runs"], "run")
+        return f"flagged for {runs} of 13 words, {format_share(row['share'])} of its prompt's"
     how = _REASONS.get(row["reason"], _words(row["reason"]))
     return how if row["share"] is None else f"{how}: {format_share(row['share'])}"
 

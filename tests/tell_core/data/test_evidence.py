@@ -60,6 +60,21 @@ def test_overlap_shows_both_texts(curated):
     assert "leak" in row["text"] and "answer 10000" in row["matched_text"]
 
 
+def test_flagged_rows_tell_how_many_runs_they_share(tmp_path, tokenizer):
+    write_world(tmp_path)
+    answer = long_text(3)
+    item = task_rows(1, start=20_000)[0] | {"response": answer}
+    write_rows(tmp_path / "test.jsonl", [*task_rows(12, start=10_000), item])
+    rows = [*general_rows(40), {"prompt": "Tell me something else", "response": answer}]
+    write_rows(tmp_path / "general.jsonl", rows)
+    curate(make_spec(tmp_path, curation={"max_tokens": 4000}), tokenizer, tmp_path / "out")
+
+    (row,), _ = evidence_rows(tmp_path / "out", "overlap")
+
+    assert (row["reason"], row["dropped"], row["share"]) == ("flagged", False, 0.0)
+    assert row["runs"] > len(answer.split()) - 13
+
+
 def test_limit_per_reason_takes_a_row_of_each_source_first(curated):
     rows, num_rows = evidence_rows(curated, "rejects", 2, per_reason=True)
 

@@ -39,8 +39,10 @@ def test_unknown_type_is_an_error(tmp_path):
         _resolve(tmp_path / "a.xlsx")
 
 
-def test_directory_without_data_is_an_error(tmp_path):
-    with pytest.raises(DataError, match="holds no JSONL"):
+def test_directory_without_data_is_an_error_that_says_what_of_json(tmp_path):
+    (tmp_path / "alpaca.json").write_text("[]")
+
+    with pytest.raises(DataError, match=r"holds no \.jsonl, .*\.json file in a directory"):
         _resolve(tmp_path)
 
 
