@@ -45,6 +45,23 @@ def survival_curves(curves: Mapping[str, Points], palette: Palette) -> Figure:
     return figure
 
 
+def cosines_by_step(curves: Mapping[str, Points], palette: Palette) -> Figure:
+    """Draw (step, cosine) of shared and specific units, a dashed line for specific ones."""
+    figure, axes = new_axes(palette, PANEL)
+    looks = {"shared": ("general", "-"), "specific": ("violet", "--")}
+    for name, points in curves.items():
+        colour, line = looks[name]
+        xs, ys = zip(*points, strict=True)
+        axes.plot(xs, ys, color=palette[colour], linestyle=line, marker=".", label=name)
+    axes.axhline(0, color=palette["muted"], linewidth=0.7)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_short_tokens(value)))
+    axes.set_xlabel("Optimiser step")
+    axes.set_ylabel("Cosine")
+    axes.legend(frameon=False, labelcolor=palette["ink"])
+    return figure
+
+
 def times_by_frequency(learned: Points, censored: Points, palette: Palette) -> Figure:
     """Draw (use frequency, step + 1), both logarithmic; hollow where it was not learned."""
     figure, axes = new_axes(palette, PANEL)

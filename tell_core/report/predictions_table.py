@@ -135,6 +135,8 @@ def _figures(row: Json) -> Iterator[Block]:
     if figure.get("table"):
         yield _anchor_table(figure["table"])
         yield Panels(tuple(_projections(figure["projections"])), caption=_PROJECTION_CAPTION)
+    if figure.get("directions"):
+        yield Panels(tuple(_direction_charts(figure["directions"])), caption=_DIRECTION_CAPTION)
 
 
 def _item_chart(figure: Json) -> Chart:
@@ -235,6 +237,31 @@ def _projections(projections: dict[str, Any]) -> Iterator[Chart]:
         )
 
 
+def _direction_charts(rows: Sequence[Json]) -> Iterator[Chart]:
+    """A chart per arm: cosines of its movement with the descent of either group, by step."""
+    columns = ("from_step", "to_step", "shared", "specific", "difference", "low", "high", "p_value")
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        mine = [row for row in rows if row["arm"] == arm]
+        curves = {
+            group: [(row["to_step"], row[group]) for row in mine]
+            for group in ("shared", "specific")
+        }
+        means = {name: sum(y for _, y in points) / len(points) for name, points in curves.items()}
+        yield make_chart(
+            f"P7: where the weights move, {arm_label(arm)}",
+            f"prediction-7-{arm}",
+            partial(mechanism_figures.cosines_by_step, curves),
+            FigureData(columns, tuple(tuple(row[name] for name in columns) for row in mine)),
+            f"Mean cosine {format_score(means['shared'])} with the descent of shared and "
+            f"{format_score(means['specific'])} with that of specific units.",
+        )
+
+
+_DIRECTION_CAPTION = (
+    "Cosine of the weights' movement between two probes with the way down the groups' losses; mean "
+    "over seeds, drawn at the end of each interval. The figure's table has intervals and "
+    "uncorrected p-values of the difference."
+)
 _PROJECTION_CAPTION = (
     "State of the last prompt token after half of the blocks, first seed; circles are task "
     "prompts, triangles general ones."

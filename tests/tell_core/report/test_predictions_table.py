@@ -29,6 +29,23 @@ FIGURES: dict[str, Any] = {
         }
     },
     "P3": {"points": [{"skill": "x", "frequency": 0.2, "step": 4.0, "is_learned": True}]},
+    "P7": {
+        "directions": [
+            {
+                "arm": arm,
+                "from_step": 1.0,
+                "to_step": step,
+                "shared": 0.1,
+                "specific": 0.3,
+                "difference": 0.2,
+                "low": 0.1,
+                "high": 0.3,
+                "p_value": 0.01,
+            }
+            for arm in ("tell", "sft")
+            for step in (2.0, 9.0)
+        ]
+    },
 }
 
 
@@ -71,6 +88,19 @@ def test_the_figures_behind_the_verdicts_carry_their_numbers(tested: Path) -> No
     assert ("a", "step", 200, 1.5) in charts[0].data.rows
     assert "1 item with a step, 1 other shown" in charts[0].alt
     assert ("shared", 9.0, 0.2) in charts[1].data.rows
+
+
+def test_the_way_the_weights_move_has_a_chart_per_arm(tested: Path) -> None:
+    path = tested / "quanta" / "predictions.json"
+    content = json.loads(path.read_text())
+    content["predictions"] = [row("P7", "supported")]
+    path.write_text(json.dumps(content))
+
+    charts = list(charts_of(mechanism(read_run(tested)).blocks))
+
+    assert [chart.name for chart in charts] == ["prediction-7-tell", "prediction-7-sft"]
+    assert "0.1" in charts[0].alt
+    assert [point[1] for point in charts[0].data.rows] == [2.0, 9.0]
 
 
 def test_a_run_that_was_not_tested_says_how_to_test_it(build_run: BuildRun) -> None:
