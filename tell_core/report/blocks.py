@@ -176,6 +176,16 @@ class Code:
 
 
 @dataclass(frozen=True)
+class Link:
+    """A line that begins with a link to another file of the run directory."""
+
+    kind: ClassVar[str] = "link"
+    text: str
+    path: str
+    what: str
+
+
+@dataclass(frozen=True)
 class Fold:
     """Blocks behind a line that opens them."""
 
@@ -186,7 +196,18 @@ class Fold:
 
 
 Block = (
-    Text | Bullets | Facts | Table | Chart | Panels | Tokens | Comparison | Browser | Code | Fold
+    Text
+    | Bullets
+    | Facts
+    | Table
+    | Chart
+    | Panels
+    | Tokens
+    | Comparison
+    | Browser
+    | Code
+    | Link
+    | Fold
 )
 
 

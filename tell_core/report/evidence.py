@@ -43,6 +43,7 @@ from tell_core.report.reading import (
     read_ledger,
     read_training_log,
 )
+from tell_core.report.source_use import corpus_link, source_use
 
 MAX_LEDGER_ROWS = 300
 MAX_REJECTS = 40
@@ -64,6 +65,8 @@ def ledger(run: RunFiles) -> Section:
         return Section("ledger", title, (missing("No cell of this run is finished yet."),))
     cells = sorted(run.cells, key=lambda c: (arm_place(c.arm), c.task_budget_tokens or 0, c.seed))
     blocks: list[Block] = [Text(_LEDGER_INTRO), _ledger_table(cells)]
+    if sources := source_use(cells):
+        blocks.append(sources)
     if losses := _loss_panels(run):
         blocks.append(losses)
     blocks += [_training_table(cells), _tuning(run)]
@@ -79,6 +82,8 @@ def curation(run: RunFiles) -> Section:
     blocks: list[Block] = [Text(_curation_sentence(sources)), _sources_table(sources)]
     blocks.append(_rejects(run))
     blocks += _overlap(run)
+    if link := corpus_link(run):
+        blocks.append(link)
     return Section("curation", title, blocks)
 
 
