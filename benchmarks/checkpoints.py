@@ -18,7 +18,12 @@ import torch
 
 from tell_core.data.encoding import Mixture, from_lists
 from tell_core.spec.model import TrainingSpec
-from tell_core.training.checkpoints import load_checkpoint, save_checkpoint
+from tell_core.training.checkpoints import (
+    AUTO_SECONDS,
+    auto_interval,
+    load_checkpoint,
+    save_checkpoint,
+)
 from tell_core.training.devices import resolve_device, resolve_precision
 from tell_core.training.models import attach_lora, load_model
 from tell_core.training.trainer import Trainer
@@ -48,8 +53,9 @@ def main() -> None:
                 "bytes": num_bytes,
                 "write_seconds": written,
                 "read_seconds": read,
-                "interval_seconds": training.checkpoint_seconds,
-                "share_of_training": seconds / (training.checkpoint_seconds + seconds),
+                "interval_seconds": auto_interval(seconds),
+                "share_of_training": seconds / (auto_interval(seconds) + seconds),
+                "share_at_a_minute": seconds / (AUTO_SECONDS + seconds),
             },
             indent=1,
         )

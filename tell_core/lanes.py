@@ -23,7 +23,8 @@ from tell_core.errors import TrainingError
 
 T = TypeVar("T")
 
-# How long a lane may take to write a checkpoint after it was asked to stop, in seconds.
+# How long a lane may take to write a checkpoint after it was asked to stop, in seconds. Larger
+# ones are lost: whoever cancels a run waits no longer than 10 s for the end of its trainings.
 STOP_SECONDS = 8.0
 _POLL_SECONDS = 0.5
 
@@ -171,10 +172,12 @@ def _stop(members: Any) -> None:
     groups = []
     while not members.empty():
         groups.append(members.get())
-    _signal(groups, signal.SIGTERM)
     deadline = time.monotonic() + STOP_SECONDS
     while time.monotonic() < deadline and any(_runs(group) for group in groups):
-        time.sleep(0.1)
+        # A training that was asked writes its checkpoint, and its lane then waits for more work:
+        # asked again, it ends.
+        _signal(groups, signal.SIGTERM)
+        time.sleep(_POLL_SECONDS)
     _signal(groups, signal.SIGKILL)
 
 

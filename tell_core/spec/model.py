@@ -259,8 +259,9 @@ class TrainingSpec(Section):
     keep_probe_weights: bool = False
     """Whether the trained weights are kept at every probe step, an adapter or a model each: what
     prediction P7 is measured on. Changes no result; costs the disk that `tell plan` shows."""
-    checkpoint_seconds: PositiveFloat = 60.0
-    """Seconds between checkpoints."""
+    checkpoint_seconds: PositiveFloat | Literal["auto"] = "auto"
+    """Seconds between checkpoints; auto: a minute, or longer where writing them would take more
+    than 2 % of the time."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where training runs; auto: a GPU when there is one."""
     threads: PositiveInt = 1

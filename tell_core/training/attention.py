@@ -24,7 +24,7 @@ from tell_core.data.encoding import EncodedExamples, IntArray
 from tell_core.errors import ModelError
 from tell_core.training.batching import Limits
 from tell_core.training.collation import collate, pack
-from tell_core.training.devices import Precision
+from tell_core.training.devices import Precision, is_out_of_memory
 from tell_core.training.losses import reference_nll, supervised_nll
 
 if TYPE_CHECKING:
@@ -242,9 +242,9 @@ def packing_refusal(
     shortest = rows[np.argsort(examples.lengths[rows], kind="stable")][:_COMPARED_EXAMPLES]
     try:
         difference = _packed_apart(model, examples, shortest, device, precision)
-    except torch.OutOfMemoryError:
-        raise
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        if is_out_of_memory(error):
+            raise
         return f"its packed forward pass fails ({type(error).__name__}: {error})"
     if not difference <= TOLERANCE[precision.name]:
         return (

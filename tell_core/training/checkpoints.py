@@ -10,10 +10,12 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -24,6 +26,8 @@ from tell_core.store import MARKER, explain_disk_errors, is_intact, read_json, w
 logger = logging.getLogger(__name__)
 
 KEPT_CHECKPOINTS = 2
+AUTO_SECONDS = 60.0
+MOST_SHARE = 0.02
 _PARTIAL = ".partial"
 _TENSORS, _STATE, _LOG = "tensors.safetensors", "state.json", "log.jsonl"
 
@@ -45,6 +49,33 @@ class Checkpoint:
     tensors: dict[str, torch.Tensor]
     state: dict[str, Any]
     log: str
+
+
+class CheckpointClock:
+    """Says when the next checkpoint of a training is due."""
+
+    def __init__(self, seconds: float | Literal["auto"]) -> None:
+        self._wait = AUTO_SECONDS if seconds == "auto" else seconds
+        self._is_auto = seconds == "auto"
+        self._last = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Whether it is time to write one."""
+        return time.monotonic() - self._last > self._wait
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Time the writing of one, and count from its end to the next."""
+        begun = time.monotonic()
+        yield
+        self._last = time.monotonic()
+        if self._is_auto:
+            self._wait = auto_interval(self._last - begun)
+
+
+def auto_interval(write_seconds: float) -> float:
+    """Seconds from one checkpoint to the next, so that writing is at most `MOST_SHARE` of both."""
+    return max(AUTO_SECONDS, write_seconds * (1 / MOST_SHARE - 1))
 
 
 def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:

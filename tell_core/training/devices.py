@@ -27,6 +27,8 @@ DtypeName = Literal["auto", "float32", "bfloat16"]
 # Linux, proc(5): writing 5 sets VmHWM, the largest resident set, to the present one.
 _CLEAR_REFS, _RESET_HIGH_WATER_MARK = Path("/proc/self/clear_refs"), "5"
 _STATUS = Path("/proc/self/status")
+# What torch 2.13 says in a plain RuntimeError: its allocator for CPUs, and cuBLAS of its workspace.
+_NO_MEMORY = ("DefaultCPUAllocator: ", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def resolve_device(name: DeviceName = "auto") -> torch.device:
@@ -125,6 +127,13 @@ def _wait_for_lock(descriptor: int, device: torch.device) -> None:
         holder = os.pread(descriptor, 32, 0).decode(errors="replace") or "unknown"
         logger.info("waiting for GPU %s, held by process %s", device, holder)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; only a GPU's own allocator has a type for it."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 def reset_peak_memory(device: torch.device) -> None:

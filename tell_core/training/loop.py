@@ -23,7 +23,13 @@ from tell_core.training.collation import check_examples
 from tell_core.training.identity import training_fields
 from tell_core.training.probes import save_probe
 from tell_core.training.ranks import check_ranks, helper_arguments, open_ranks
-from tell_core.training.trainer import OnProgress, Trainer, checkpoint_directory, seed_step
+from tell_core.training.trainer import (
+    DivergedError,
+    OnProgress,
+    Trainer,
+    checkpoint_directory,
+    seed_step,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,6 +39,8 @@ if TYPE_CHECKING:
 PROBE_FILE = "probe.safetensors"
 PROBE_LOSSES_FILE = "probe.npz"
 SUMMARY_FILE = "summary.json"
+_SHOWN_EXAMPLES = 3
+_SHOWN_TOKENS = 24
 
 
 def train_cell(
@@ -98,7 +106,11 @@ def train_cell(
             helpers = helper_arguments(
                 model_path=base.id, revision=revision, inputs=inputs, training=training, dtype=dtype
             )
-            with open_ranks(helpers, trainer, training.num_ranks), explain_disk_errors(out):
+            with (
+                open_ranks(helpers, trainer, training.num_ranks),
+                explain_disk_errors(out),
+                _examples_shown(mixture.examples, base.tokenizer),
+            ):
                 trainer.run(out, identity, on_progress)
                 return _write_results(trainer, base.tokenizer, out, identity)
 
@@ -198,6 +210,29 @@ def trainable(
             yield adapted.train()
         finally:
             models.detach_adapter(adapted.eval())
+
+
+@contextmanager
+def _examples_shown(
+    examples: EncodedExamples, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[None]:
+    """Add to a divergence how the responses of the examples concerned begin."""
+    try:
+        yield
+    except DivergedError as error:
+        shown = [
+            f"{row} ({'task' if examples.is_task[row] else 'general'} data)"
+            f" {_response(examples, row, tokenizer)!r}"
+            for row in error.rows[:_SHOWN_EXAMPLES]
+        ]
+        words = f". Their responses begin: {'; '.join(shown)}" if shown else ""
+        raise DivergedError(f"{error}{words}", error.rows) from error
+
+
+def _response(examples: EncodedExamples, row: int, tokenizer: PreTrainedTokenizerBase) -> str:
+    start = int(examples.response_starts[row])
+    ids = examples.example(row)[start : start + _SHOWN_TOKENS].tolist()
+    return str(tokenizer.decode(ids))
 
 
 def _write_results(

@@ -192,7 +192,7 @@ def skeleton(model_id: str, revision: str | None = None) -> PreTrainedModel:
     with _explained(f"the configuration {directory / 'config.json'}", directory):
         config = AutoConfig.from_pretrained(directory, trust_remote_code=allowed)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=allowed)
+            model = cast("Any", AutoModelForCausalLM).from_config(config, trust_remote_code=allowed)
     return cast("PreTrainedModel", model)
 
 

@@ -156,7 +156,7 @@ def open_ranks(arguments: Mapping[str, Any], trainer: Trainer, num_ranks: int) -
             trainer.ranks.announce(_STOP)
             _wait(helpers)
         except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError):
+            if devices.is_out_of_memory(error):
                 raise
             raise _helper_error(Path(directory), helpers, error) from error
         finally:

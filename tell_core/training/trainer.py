@@ -28,7 +28,12 @@ from tell_core.errors import SpecError, TrainingError
 from tell_core.training import devices
 from tell_core.training.attention import attended, choose_limits
 from tell_core.training.batching import BatchCounts, count_batches, tighter
-from tell_core.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from tell_core.training.checkpoints import (
+    Checkpoint,
+    CheckpointClock,
+    load_checkpoint,
+    save_checkpoint,
+)
 from tell_core.training.collation import FloatArray
 from tell_core.training.gradients import StepLosses, step_gradients
 from tell_core.training.optimisation import (
@@ -65,7 +70,15 @@ _SHOWN_EXAMPLES = 8
 
 
 class DivergedError(TrainingError):
-    """The loss, its gradient or a probe loss is not finite: this learning rate is too high."""
+    """The loss, its gradient or a probe loss is not finite: this learning rate is too high.
+
+    Attributes:
+        rows: Examples of the mixture by which it shows; none where the probe set shows it.
+    """
+
+    def __init__(self, message: str, rows: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.rows = tuple(rows)
 
 
 class PreemptedError(TrainingError):
@@ -183,24 +196,57 @@ class StepEngine:
         while True:
             seed_step(seed, step + 1, ranks.rank if ranks else 0)
             self.model.zero_grad(set_to_none=True)
-            try:
-                losses = step_gradients(
-                    self.model,
-                    self.mixture.examples,
-                    rows,
-                    limits=self.limits,
-                    device=self.device,
-                    precision=self.precision,
-                    share=share,
-                )
-            except torch.OutOfMemoryError as error:
-                self._tighten(step, rows if share is None else rows[share], error)
+            losses = self._gradients_if_they_fit(rows, share)
+            if losses is None:  # what the failed pass held is free by now
+                self._tighten(step, rows if share is None else rows[share])
                 continue
             if ranks:
                 ranks.add_up(losses, rows)
             return losses
 
-    def _tighten(self, step: int, rows: IntArray, error: torch.OutOfMemoryError) -> None:
+    def _gradients_if_they_fit(self, rows: IntArray, share: IntArray | None) -> StepLosses | None:
+        """Sums over one step and its gradient; None when memory ran out."""
+        try:
+            return step_gradients(
+                self.model,
+                self.mixture.examples,
+                rows,
+                limits=self.limits,
+                device=self.device,
+                precision=self.precision,
+                share=share,
+            )
+        except RuntimeError as error:
+            if not devices.is_out_of_memory(error):
+                raise
+            return None
+
+    def rows_at_fault(self, step: int, seed: int) -> list[int]:
+        """Examples of a step whose own gradient is not finite; all of them when none is.
+
+        For a step whose losses are finite and whose gradient is not. Dropout draws are others than
+        those of the step.
+        """
+        rows = np.unique(self.rows(step)).tolist()
+        return [row for row in rows if not self._has_finite_gradient(row, step, seed)] or rows
+
+    def _has_finite_gradient(self, row: int, step: int, seed: int) -> bool:
+        seed_step(seed, step + 1)
+        self.model.zero_grad(set_to_none=True)
+        step_gradients(
+            self.model,
+            self.mixture.examples,
+            np.asarray([row]),
+            limits=self.limits,
+            device=self.device,
+            precision=self.precision,
+        )
+        norms = nn.utils.get_total_norm(
+            [weight.grad for weight in self.parameters.values() if weight.grad is not None]
+        )
+        return bool(torch.isfinite(norms))
+
+    def _tighten(self, step: int, rows: IntArray) -> None:
         """Halve the largest forward pass; step, effective batch and loss stay what they are."""
         lengths = self.mixture.examples.lengths[rows]
         limits = tighter(self.limits, lengths)
@@ -209,7 +255,7 @@ class StepEngine:
                 f"out of memory on {self.device} at step {step}, with one example of up to"
                 f" {lengths.max()} tokens at a time; set training.gradient_checkpointing: true,"
                 " lower curation.max_tokens, or use a smaller model"
-            ) from error
+            )
         logger.warning(
             "out of memory on %s at step %d: forward passes of at most %s tokens instead of %s from"
             " here on; the step and its loss are the same",
@@ -285,11 +331,12 @@ class Trainer:
         )
         devices.reset_peak_memory(self.device)
         with (
+            self._shortage_explained(),
             self.engine.attended(),
             _stop_requests() as stop_requested,
             _LogFile(out, self.progress.log) as log_file,
         ):
-            saved = time.monotonic()
+            clock = CheckpointClock(self.training.checkpoint_seconds)
             self.probe_if_due()
             while self.progress.step < self.num_steps:
                 record = self.train_step()
@@ -297,15 +344,28 @@ class Trainer:
                 self.probe_if_due()
                 if on_progress is not None:
                     on_progress(self.progress.step, self.num_steps, asdict(record))
-                is_due = time.monotonic() - saved > self.training.checkpoint_seconds
-                if is_due or stop_requested.is_set():
-                    save_checkpoint(checkpoint_directory(out), self.capture(identity))
-                    saved = time.monotonic()
+                if clock.is_due() or stop_requested.is_set():
+                    with clock.writing():
+                        save_checkpoint(checkpoint_directory(out), self.capture(identity))
                 if stop_requested.is_set():
                     raise PreemptedError(
                         f"stopped by SIGTERM after step {self.progress.step} of {self.num_steps};"
                         " a checkpoint is written, run the same command again to go on"
                     )
+
+    @contextmanager
+    def _shortage_explained(self) -> Iterator[None]:
+        """Say what needs less memory where smaller forward passes are no help."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not devices.is_out_of_memory(error):
+                raise
+            raise TrainingError(
+                f"out of memory on {self.device} at step {self.progress.step}, beside the forward"
+                " passes of the training (optimiser, probe set or checkpoint); use a smaller model,"
+                " method: lora, or fewer general_heldout_examples and dev_examples"
+            ) from error
 
     def train_step(self) -> StepRecord:
         """One optimiser step, logged.
@@ -322,9 +382,8 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.parameters.values(), training.max_grad_norm)
         )
         if not (math.isfinite(losses.total) and math.isfinite(grad_norm)):
-            raise DivergedError(
-                _not_finite_message(step, self.engine.rows(step), losses, grad_norm)
-            )
+            suspects = losses.rows_not_finite() or self.engine.rows_at_fault(step, self.seed)
+            raise DivergedError(_not_finite_message(step, suspects, losses, grad_norm), suspects)
         peak = training.candidates[0].learning_rate
         rate = learning_rate_at(step, self.num_steps, training, peak)
         set_learning_rate(self.optimiser, rate)
@@ -515,8 +574,9 @@ _SCALARS = (
 )
 
 
-def _not_finite_message(step: int, rows: IntArray, losses: StepLosses, grad_norm: float) -> str:
-    suspects = losses.rows_not_finite() or rows.tolist()
+def _not_finite_message(
+    step: int, suspects: Sequence[int], losses: StepLosses, grad_norm: float
+) -> str:
     return (
         f"step {step}: loss {losses.loss}, gradient norm {grad_norm}; both must be finite."
         f" Examples concerned (rows of the mixture): {_shown(suspects)}. Lower the learning rate,"

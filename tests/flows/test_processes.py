@@ -48,6 +48,13 @@ def trainings(root: Path) -> list[psutil.Process]:
     return found
 
 
+def works(process: psutil.Process) -> bool:
+    """Whether a process is there and more than an entry in the table of processes."""
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
 def status_of(root: Path) -> str:
     record = read_record(root)
     assert record is not None
@@ -89,10 +96,11 @@ def test_a_training_ends_with_its_run_and_the_tracked_run_is_killed(
     run = begin(long_spec, root)
     wait_until(lambda: trainings(root) or run.poll() is not None, 400)
     assert run.poll() is None, run.communicate()
+    lanes = trainings(root)
 
     run.send_signal(number)
 
-    wait_until(lambda: not trainings(root), GONE_WITHIN_SECONDS)
+    wait_until(lambda: not any(map(works, lanes)), GONE_WITHIN_SECONDS)
     run.communicate(timeout=30)
     assert is_free(root)
     wait_until(lambda: status_of(root) == "KILLED", NOTED_WITHIN_SECONDS)
@@ -154,13 +162,14 @@ def test_a_training_under_a_worker_ends_with_it_and_with_a_cancellation(
             deployed, parameters={"spec_file": str(long_spec), "out": str(root)}
         )
         wait_until(lambda: trainings(root), 400)
+        lanes = trainings(root)
+        asked_at = time.monotonic()
 
         if how == "cancelled":
             client.set_flow_run_state(run.id, Cancelling(), force=True)
         else:
             worker.kill()
 
-        # The worker, or whoever watches it, has to notice first.
-        wait_until(lambda: not trainings(root), 2 * GONE_WITHIN_SECONDS)
-    wait_until(lambda: is_free(root), GONE_WITHIN_SECONDS)
+        wait_until(lambda: not any(map(works, lanes)), GONE_WITHIN_SECONDS)
+    wait_until(lambda: is_free(root), asked_at + 2 * GONE_WITHIN_SECONDS - time.monotonic())
     wait_until(lambda: status_of(root) == "KILLED", NOTED_WITHIN_SECONDS)

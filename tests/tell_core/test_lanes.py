@@ -2,14 +2,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tell_core.errors import TrainingError
-from tell_core.lanes import ProgressFile, in_lane, open_lanes
+from tell_core.lanes import STOP_SECONDS, ProgressFile, in_lane, open_lanes, stop_lanes
 
 
 def whoami() -> tuple[int, int]:
@@ -82,6 +84,36 @@ def test_lanes_end_when_their_owner_is_killed(tmp_path: Path):
 
     wait_until(lambda: not psutil.pid_exists(lane), seconds=10)
     assert not psutil.pid_exists(lane)
+
+
+def checkpoint_when_asked(marker: Path) -> None:
+    """As a training does: asked to stop it goes on to its checkpoint, then raises."""
+    asked = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    marker.write_text("training")
+    asked.wait(600)
+    time.sleep(1.5)
+    marker.write_text("checkpoint written")
+    signal.signal(signal.SIGTERM, before)
+    raise TrainingError("asked to stop")
+
+
+def test_lanes_that_are_stopped_end_as_soon_as_their_checkpoint_is_written(tmp_path: Path):
+    marker = tmp_path / "marker"
+    with open_lanes(2), ThreadPoolExecutor() as pool:
+        lane, _ = in_lane(whoami)
+        training = pool.submit(in_lane, checkpoint_when_asked, marker)
+        wait_until(marker.exists)
+        asked_at = time.monotonic()
+
+        stop_lanes()
+
+        took = time.monotonic() - asked_at
+        assert marker.read_text() == "checkpoint written"
+        assert took < STOP_SECONDS / 2
+        assert not psutil.pid_exists(lane) or psutil.Process(lane).status() == "zombie"
+        with pytest.raises(TrainingError):
+            training.result()
 
 
 def test_progress_is_read_back(tmp_path: Path):

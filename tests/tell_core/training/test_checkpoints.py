@@ -3,11 +3,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tell_core.store import MARKER, write_json
+from tell_core.training import checkpoints
 from tell_core.training.checkpoints import (
     Checkpoint,
+    CheckpointClock,
     _seal,
+    auto_interval,
     load_checkpoint,
     remove_checkpoints,
     save_checkpoint,
@@ -114,6 +119,35 @@ def test_an_intact_checkpoint_with_other_files_is_of_another_version(
 
     assert load_checkpoint(tmp_path, "same") is None
     assert "another version of this program (its files are others)" in caplog.text
+
+
+@given(seconds=st.floats(0, 1e4))
+def test_writing_by_itself_takes_at_most_two_percent_of_the_time(seconds: float):
+    interval = auto_interval(seconds)
+
+    assert interval >= 60
+    assert seconds / (interval + seconds) <= 0.02 + 1e-12
+
+
+def test_a_wished_interval_is_kept_however_long_writing_takes(monkeypatch: pytest.MonkeyPatch):
+    now = [0.0]
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now[0])
+    clocks = {seconds: CheckpointClock(seconds) for seconds in (5.0, "auto")}
+
+    for clock in clocks.values():
+        with clock.writing():
+            now[0] += 2.0
+    due = {}
+    for passed in (4.0, 2.0, 90.0, 3.0):
+        now[0] += passed
+        due[now[0]] = [clock.is_due() for clock in clocks.values()]
+
+    assert due == {
+        8.0: [True, False],
+        10.0: [True, False],
+        100.0: [True, False],
+        103.0: [True, True],
+    }
 
 
 def test_an_unfinished_checkpoint_is_not_seen(tmp_path: Path):

@@ -96,3 +96,12 @@ def test_peak_memory_without_proc_is_that_of_the_life_of_the_process(
 
 def test_peak_memory_of_a_process_with_torch_exceeds_fifty_megabytes():
     assert devices.peak_memory_bytes(CPU) > 50e6
+
+
+def test_a_lack_of_memory_is_known_by_what_torch_says_of_it():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**46)
+
+    assert devices.is_out_of_memory(caught.value)
+    assert devices.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not devices.is_out_of_memory(RuntimeError("shapes do not match"))

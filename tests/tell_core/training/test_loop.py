@@ -490,6 +490,40 @@ def test_a_loss_that_is_not_finite_names_step_and_examples(
 
     named = got.value.args[0].split("mixture): ")[1].split(".")[0].split(", ")
     assert set(map(int, named)) <= {int(row) for row in concerned}
+    row = got.value.rows[0]
+    response = mixture.examples.example(row)[mixture.examples.response_starts[row] :]
+    source = "task" if mixture.examples.is_task[row] else "general"
+    assert f"{row} ({source} data) 't{response[0]} " in got.value.args[0]
+
+
+def test_a_gradient_that_is_not_finite_names_the_examples_that_cause_it(
+    base: LoadedModel,
+    training_spec: Spec,
+    write_inputs: Inputs,
+    train: Callable[..., dict[str, Any]],
+):
+    """Their losses are finite: the square root of an activation that is zero."""
+    inputs = write_inputs()
+    mixture = Mixture.load(inputs / "mixture.safetensors")
+    token = int(mixture.examples.example(int(mixture.order[9]))[0])
+    concerned = {row for row in range(24) if token in mixture.examples.example(row)}
+    first = next(i for i, row in enumerate(mixture.order) if int(row) in concerned) // 4
+
+    def spoil(_: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        marked = inputs[0] == token
+        spoilt = output.clone()
+        spoilt[marked] = output[marked] + (output[marked] * 0).abs().sqrt()
+        return spoilt
+
+    hook = base.model.get_input_embeddings().register_forward_hook(spoil)
+    try:
+        with pytest.raises(DivergedError, match=rf"step {first}: loss \d.*norm nan") as got:
+            train(inputs, training_spec(method="full"))
+    finally:
+        hook.remove()
+
+    step = {int(row) for row in mixture.order[first * 4 : first * 4 + 4]}
+    assert set(got.value.rows) == concerned & step < step
 
 
 @pytest.mark.parametrize("keep", ["best_dev", "last"])
@@ -539,16 +573,21 @@ def test_a_checkpoint_serves_a_training_in_smaller_pieces_elsewhere(
     assert seen[0] == 6
 
 
-def fits(most_tokens: int) -> Callable[..., None]:
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory (said by the test)")
+CPU_OUT_OF_MEMORY = RuntimeError("DefaultCPUAllocator: can't allocate memory (said by the test)")
+
+
+def fits(most_tokens: int, error: Exception = OUT_OF_MEMORY) -> Callable[..., None]:
     """A hook that raises as a GPU would when a forward pass has more tokens than fit."""
 
     def look(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         if torch.is_grad_enabled() and inputs[0].numel() > most_tokens:
-            raise torch.OutOfMemoryError("CUDA out of memory (said by the test)")
+            raise error
 
     return look
 
 
+@pytest.mark.parametrize("error", [OUT_OF_MEMORY, CPU_OUT_OF_MEMORY], ids=["gpu", "cpu"])
 @pytest.mark.parametrize("batching", ["padded", "length_grouped", "packed"])
 def test_out_of_memory_makes_forward_passes_smaller_and_changes_nothing_else(
     base: LoadedModel,
@@ -558,10 +597,11 @@ def test_out_of_memory_makes_forward_passes_smaller_and_changes_nothing_else(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     batching: str,
+    error: Exception,
 ):
     inputs, spec = write_inputs(), training_spec(batching=batching, batch_size=8)
     train(inputs, spec, "enough")
-    hook = base.model.get_input_embeddings().register_forward_pre_hook(fits(40))
+    hook = base.model.get_input_embeddings().register_forward_pre_hook(fits(40, error))
 
     try:
         summary = train(inputs, spec, "scarce")
@@ -599,6 +639,21 @@ def test_after_an_interruption_memory_need_not_run_out_again(
 
     assert summary["num_out_of_memory"] == before > 0
     assert summary["steps"] == 6
+
+
+def test_memory_that_runs_out_beside_the_forward_passes_is_explained(
+    training_spec: Spec,
+    write_inputs: Inputs,
+    train: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def step(*_: Any, **__: Any) -> None:
+        raise OUT_OF_MEMORY
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+
+    with pytest.raises(TrainingError, match=r"out of memory on cpu at step 0, beside .*optimiser"):
+        train(write_inputs(), training_spec())
 
 
 def test_an_example_that_does_not_fit_alone_ends_the_training(
