@@ -8,9 +8,11 @@ import io
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import matplotlib as mpl
 from markupsafe import Markup, escape
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from tell_core.report.palette import LIGHT, SENTINELS, Palette, css_variables
@@ -20,6 +22,8 @@ _NAMESPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org
 _SURPLUS = re.compile(
     r"<metadata>.*?</metadata>|<!--.*?-->|<style type=\"text/css\">.*?</style>", re.DOTALL
 )
+
+_EDGE_PIXELS = 2.0  # between the y-label and the edge of the figure
 
 Draw = Callable[[Palette], Figure]
 
@@ -77,13 +81,28 @@ def to_png(draw: Draw, *, dots_per_inch: int = 160) -> bytes:
     buffer = io.BytesIO()
     figure = draw(LIGHT)
     with drawing_settings():
+        keep_label_inside(figure)
         figure.savefig(buffer, format="png", dpi=dots_per_inch, facecolor=LIGHT["paper"])
     return buffer.getvalue()
+
+
+def keep_label_inside(figure: Figure) -> None:
+    """Begin a lone plot further right where wide numbers push its y-label out of the figure."""
+    if len(figure.axes) != 1:
+        return
+    (axes,) = figure.axes
+    canvas: Any = FigureCanvasAgg(figure)
+    box = axes.yaxis.get_tightbbox(canvas.get_renderer())
+    missing = (_EDGE_PIXELS - box.x0) / figure.bbox.width if box is not None else 0.0
+    if missing > 0:
+        place = axes.get_position(original=True)
+        axes.set_position((place.x0 + missing, place.y0, place.width - missing, place.height))
 
 
 def _save_svg(figure: Figure, name: str) -> str:
     buffer = io.StringIO()
     with drawing_settings(name):
+        keep_label_inside(figure)
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return buffer.getvalue()
 

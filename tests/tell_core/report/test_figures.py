@@ -3,11 +3,13 @@
 import re
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
+from tell_core.report.axes import new_axes
 from tell_core.report.figures import (
     Level,
     LeveragePoint,
@@ -21,7 +23,7 @@ from tell_core.report.figures import (
     push_apart,
 )
 from tell_core.report.palette import COLOURS, LIGHT, Palette, style_of
-from tell_core.report.svg import to_png, to_standalone_svg, to_svg
+from tell_core.report.svg import keep_label_inside, to_png, to_standalone_svg, to_svg
 
 ARMS = (
     "tell", "sft", "sft_matched", "tell_no_anchor", "tell_random_anchor", "tell_anchor_all",
@@ -43,6 +45,20 @@ def test_labels_with_room_stay_where_they_are(heights: list[float]) -> None:
     spread = sorted({round(height) * 10.0 for height in heights})
 
     assert np.allclose(push_apart(spread, 1.0), spread)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 6), st.floats(min_value=0.1, max_value=9))
+def test_the_y_label_stays_inside_however_wide_the_numbers(digits: int, step: float) -> None:
+    figure, axes = new_axes(LIGHT, (4.2, 3.2))
+    axes.plot([0, 1], [-(10.0**digits), -(10.0**digits) + step / 100])
+    axes.set_ylabel("Log-probability of the reference, nats per token")
+
+    keep_label_inside(figure)
+
+    box = axes.yaxis.get_tightbbox(FigureCanvasAgg(figure).get_renderer())
+    assert box is not None
+    assert box.x0 >= 0
 
 
 def test_arms_differ_without_colour() -> None:
