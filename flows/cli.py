@@ -129,6 +129,8 @@ def plan(
         f" {duration(planned['wall_seconds'])} in all with {planned['num_lanes']} side by side on"
         f" this machine ({speed}); {planned['disk_bytes'] / 1e6:,.0f} MB of disk"
     )
+    for sentence in planned["shortages"]:
+        print(sentence)
     for name, power in planned["power"].items():
         print(_power_line(name, power))
     if hours is not None:

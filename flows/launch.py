@@ -21,7 +21,7 @@ from tell_core.analysis.summary import FORECAST_FILE, verdict_sentence
 from tell_core.demo import find_world
 from tell_core.doctor import Check, Sample, check_environment, check_experiment
 from tell_core.pipeline import CORPUS_PAGE, Stage, curate_stage, mix_stage
-from tell_core.plan import make_plan, plan_rows
+from tell_core.plan import make_plan, plan_rows, shortages
 from tell_core.planner import Design, designs
 from tell_core.results import default_root, is_finished, open_run, sole_owner, source_rows
 from tell_core.spec.cells import plan_cells
@@ -102,6 +102,7 @@ def plan_experiment(
         "is_speed_measured": plan.cost.is_measured,
         "disk_bytes": plan.disk_bytes,
         "power": plan.power,
+        "shortages": shortages(plan),
         "cells": plan_rows(plan),
     }
     if hours is None:

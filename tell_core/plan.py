@@ -63,7 +63,7 @@ class Plan:
         cells: Every cell, tuning first. While epochs are still to be chosen, the ledgers of cells
             that are not tuning hold for the most epochs.
         cost: What tokens cost on this machine.
-        disk_bytes: Estimate of what the run directory will hold.
+        disk_bytes: Estimate of what the run directory will hold: data, mixtures, weights.
         power: For each metric on test items, the smallest difference that can be shown.
         noise: Noise of the primary metric, where an earlier run of the directory measured it.
     """
@@ -117,7 +117,7 @@ def make_plan(spec: ExperimentSpec, curated: Stage) -> Plan:
     return Plan(
         cells=tuple(cells),
         cost=estimate_cost(spec, curated, parameters),
-        disk_bytes=_disk_bytes(spec, cells, parameters),
+        disk_bytes=_disk_bytes(spec, curated, cells, parameters),
         power=power_of(spec, curated),
         noise=measured_noise(curated.root, spec.analysis.primary_metric),
     )
@@ -181,6 +181,24 @@ def plan_rows(plan: Plan) -> list[dict[str, Any]]:
     ]
 
 
+def shortages(plan: Plan) -> list[str]:
+    """A sentence for each task or general budget that is larger than the data it is drawn from."""
+    found: dict[tuple[str, int], tuple[int, int]] = {}
+    for entry in plan.cells:
+        for role in ("task", "general"):
+            budget = entry.ledger[f"{role}_budget_tokens"]
+            sources = [one for one in entry.ledger["sources"] if one["role"] == role]
+            available = sum(one["available"] for one in sources)
+            if sources and available < budget:
+                num_examples = sum(one["num_examples"] for one in sources)
+                found[role, budget] = (available, num_examples)
+    return [
+        f"a {role} budget of {budget:,} tokens is more than there is: all {num_examples:,} examples"
+        f" with {available:,} tokens are used, none is repeated to fill it"
+        for (role, budget), (available, num_examples) in sorted(found.items())
+    ]
+
+
 def _plan(spec: ExperimentSpec, cell: Cell, curated: Stage, limits: Limits) -> CellPlan:
     stage = gradients_for(spec, cell, curated)
     gradients = stage.path if stage else None
@@ -209,14 +227,26 @@ def _tuning_plans(
         yield replace(plan, num_trainings=len(same), is_tuning=True)
 
 
-def _disk_bytes(spec: ExperimentSpec, cells: Sequence[CellPlan], parameters: int) -> int:
-    tokens = sum(
-        (plan.ledger["task_rendered_tokens"] or 0) + (plan.ledger["general_tokens"] or 0)
-        for plan in cells
-    )
+def _disk_bytes(
+    spec: ExperimentSpec, curated: Stage, cells: Sequence[CellPlan], parameters: int
+) -> int:
+    """Data, mixtures and weights; logs and tables, some 100 kB a cell, are left out.
+
+    Planning has rendered every look that the cells need, so the token stores are there to be
+    measured. A mixture is an index over them.
+    """
+    stores = [curated.path, *curated.path.parent.glob("tokens-*")]
+    data = sum(path.stat().st_size for store in stores for path in store.iterdir())
+    mixtures = sum(plan.num_trainings and _index_bytes(plan.ledger) for plan in cells)
     share = 0.05 if spec.training.method == "lora" else 1.0
     num_kept = sum(plan.num_trainings * _num_kept(spec, plan) for plan in cells)
-    return 4 * tokens + num_kept * int(parameters * share) * 4
+    return data + mixtures + num_kept * int(parameters * share) * 4
+
+
+def _index_bytes(ledger: dict[str, Any]) -> int:
+    """Size of a mixture's index: 8 bytes a row of a store, 4 a position of the order."""
+    num_rows = ledger["num_task_examples"] + ledger["num_general_examples"]
+    return int(8 * num_rows + 4 * ledger["epochs"] * num_rows)
 
 
 def _num_kept(spec: ExperimentSpec, plan: CellPlan) -> int:

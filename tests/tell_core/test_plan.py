@@ -4,8 +4,10 @@ import pytest
 
 from tell_core.analysis.power import Noise
 from tell_core.cost import num_parameters
+from tell_core.data.corpus import Corpus
+from tell_core.data.token_store import INDEX_FILE
 from tell_core.pipeline import curate_stage, mix_stage
-from tell_core.plan import make_plan, measured_noise, plan_rows, power_of
+from tell_core.plan import make_plan, measured_noise, plan_rows, power_of, shortages
 from tell_core.spec.cells import plan_cells, tuning_cells
 from tell_core.spec.model import ExperimentSpec
 from tell_core.store import read_json, write_json
@@ -38,6 +40,41 @@ def test_trainings_are_counted_with_those_of_tuning(spec: ExperimentSpec, tmp_pa
     assert sum(entry.num_trainings for entry in plan.cells) == 2 * tuning + len(cells) - untrained
     assert plan.training_seconds > 0
     assert plan.disk_bytes > 0
+
+
+def test_data_and_mixtures_take_the_disk_space_they_will_have(spec: ExperimentSpec, tmp_path: Path):
+    curated = curate_stage(spec, tmp_path)
+    plan = make_plan(spec, curated)
+    weights = sum(entry.num_trainings for entry in plan.cells) * 4
+    weights *= num_parameters(Path(spec.model.id))
+
+    mixed = [mix_stage(spec, entry.cell, curated).path / INDEX_FILE for entry in plan.cells]
+
+    stores = [curated.path, *(tmp_path / "stages").glob("tokens-*")]
+    held = sum(path.stat().st_size for store in stores for path in store.iterdir())
+    indexes = [path.stat().st_size for path in mixed if path.exists()]
+    overhead = 1200 * len(indexes)  # headers of the files, digests in them
+    assert 0 <= held + sum(indexes) - (plan.disk_bytes - weights) <= overhead
+
+
+def test_a_budget_beyond_the_pool_is_said_once_with_what_there_is(
+    spec: ExperimentSpec, tmp_path: Path
+):
+    budgets = {"task_tokens": (200, 10**6), "general_tokens": (800, 10**7)}
+    large = spec.model_copy(update={"budgets": spec.budgets.model_copy(update=budgets)})
+    curated = curate_stage(spec, tmp_path)
+
+    general, task = shortages(make_plan(large, curated))
+
+    num_tokens = {
+        part: int(Corpus(curated.path / f"{part}.parquet").num_tokens.sum())
+        for part in ("general", "task_train")
+    }
+    assert general.startswith("a general budget of 10,000,000 tokens is more than there is")
+    assert f"with {num_tokens['general']:,} tokens are used" in general
+    assert task.startswith("a task budget of 1,000,000 tokens is more than there is")
+    assert f"with {num_tokens['task_train']:,} tokens are used" in task
+    assert shortages(make_plan(spec, curated)) == []
 
 
 def test_weights_kept_at_every_probe_are_counted_in_the_disk(spec: ExperimentSpec, tmp_path: Path):
