@@ -1,19 +1,25 @@
 """Where the progress of long work goes: the console's listener and a Prefect artifact."""
 
+import logging
 import time
 from collections.abc import Callable
 from uuid import UUID
 
+import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from tell_core.lanes import ProgressFile
+
+logger = logging.getLogger(__name__)
 
 Listener = Callable[[str, str, int, int], None]
 
 # A training shorter than this gets no artifact: it is over before a person could look.
 _ARTIFACT_AFTER_SECONDS = 10.0
 _ARTIFACT_EVERY_SECONDS = 5.0
+_ARTIFACT_AFTER_FAILURE_SECONDS = 60.0
 
 # Label under which the number of cells is announced.
 TOTAL = "cells"
@@ -89,6 +95,18 @@ class Watch:
         return ", ".join(parts)
 
     def _show(self, percent: float, text: str) -> None:
+        """Show it on the page; a server that does not answer costs the news, never the work.
+
+        Prefect's own five tries would hold the caller up for more than a minute, then fail it.
+        """
+        try:
+            with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+                self._send(percent, text)
+        except (httpx.HTTPError, RuntimeError) as error:
+            logger.warning("%s: its progress could not be shown (%s)", self.label, error)
+            self._next_artifact = time.monotonic() + _ARTIFACT_AFTER_FAILURE_SECONDS
+
+    def _send(self, percent: float, text: str) -> None:
         if self._artifact is None:
             artifact = create_progress_artifact(progress=percent, description=text)
             self._artifact = artifact if isinstance(artifact, UUID) else None

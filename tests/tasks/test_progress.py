@@ -1,5 +1,9 @@
 from pathlib import Path
 
+import httpx
+import pytest
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES
+
 from tasks.progress import TOTAL, Watch, announce, announce_total, listen
 from tell_core.lanes import ProgressFile
 
@@ -50,3 +54,26 @@ def test_a_phase_that_has_just_begun_promises_no_time(tmp_path: Path):
     watch = Watch("tell", ProgressFile(tmp_path / "p.json"))
 
     assert watch.describe("scoring", 0, 4) == "tell: scoring 0 of 4"
+
+
+@pytest.mark.parametrize("error", [httpx.ConnectError("away"), RuntimeError("Failed to reach API")])
+def test_a_page_that_is_away_costs_its_news_and_not_the_work(error, tmp_path, monkeypatch, caplog):
+    tries = []
+
+    def fail(**_what: object) -> None:
+        tries.append(PREFECT_CLIENT_MAX_RETRIES.value())
+        raise error
+
+    monkeypatch.setattr("tasks.progress.create_progress_artifact", fail)
+    monkeypatch.setattr("tasks.progress._ARTIFACT_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr("tasks.progress.TaskRunContext.get", lambda: True)
+    file = ProgressFile(tmp_path / "p.json")
+    watch = Watch("tell", file)
+    file("training", 5, 10)
+
+    watch()
+    watch()
+    watch.close("trained")
+
+    assert tries == [0]
+    assert "could not be shown" in caplog.text
