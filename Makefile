@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 
-.PHONY: setup demo up test lint slow bench faults test-servers docs audit clean
+.PHONY: setup demo up test lint slow bench bench-run faults test-servers docs audit clean
 
 setup: $(VENV)/.installed
 
@@ -56,10 +56,29 @@ audit: setup
 	$(BIN)/pip install -q pip-audit
 	$(BIN)/pip-audit --no-deps --disable-pip -r constraints.txt
 
+# Benchmarks that bring their own data. Those that need other data or peers say how they are called.
 bench: setup
 	$(BIN)/python benchmarks/bootstrap.py
 	$(BIN)/python benchmarks/adaptive.py
-	$(BIN)/python benchmarks/orchestration_overhead.py
+	$(BIN)/python benchmarks/quanta.py
+	$(BIN)/python benchmarks/token_budgets.py index
+	$(BIN)/python benchmarks/token_budgets.py plan
+
+# Benchmarks on a finished run, by default the demo's: make bench-run RUN=DIR MODEL=DIR
+RUN ?= runs/demo
+WORLD = $(firstword $(wildcard $(RUN)/stages/world-*))
+MODEL ?= $(WORLD)/base/model
+MIXTURE ?= $(patsubst %/,%,$(dir $(firstword $(wildcard $(RUN)/stages/mix-*/mixture_index.safetensors))))
+bench-run: setup
+	$(BIN)/python benchmarks/training.py --mixture $(MIXTURE) --model $(MODEL)
+	$(BIN)/python benchmarks/layouts.py --mixture $(MIXTURE) --model $(MODEL)
+	$(BIN)/python benchmarks/checkpoints.py --model $(MODEL) --method lora
+	$(BIN)/python benchmarks/checkpoints.py --model $(MODEL) --method full
+	$(BIN)/python benchmarks/shared_base.py --mixture $(MIXTURE) --model $(MODEL)
+	$(BIN)/python benchmarks/generation.py --model $(MODEL)
+	$(BIN)/python benchmarks/scoring.py --model $(MODEL) --inputs $(MIXTURE)
+	$(if $(WORLD),$(BIN)/python benchmarks/orchestration_overhead.py --world $(WORLD))
+	$(if $(WORLD),$(BIN)/python benchmarks/selection.py $(WORLD))
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache

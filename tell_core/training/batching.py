@@ -4,8 +4,9 @@ A layout depends on lengths alone, so it is counted before anything is trained, 
 an example to another step: which examples a step trains on is a matter of the stored order.
 
 ``padded`` keeps the stored order and fills shorter examples up to the longest of their forward
-pass; ``length_grouped`` does so with examples of similar length; ``packed`` puts examples one after
-another into one sequence, without padding and without attention across them.
+pass; ``length_grouped`` does so with examples of similar length, none to more than twice its own;
+``packed`` puts examples one after another into one sequence, without padding and without attention
+across them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from tell_core.data.encoding import IntArray
+from tell_core.data.encoding import BoolArray, IntArray
 
 Layout = Literal["padded", "length_grouped", "packed"]
 
@@ -41,6 +42,14 @@ class Limits:
         """Whether a forward pass may be of this size."""
         is_few = self.max_examples is None or num_examples <= self.max_examples
         return is_few and (self.max_tokens is None or num_tokens <= self.max_tokens)
+
+    def suits(self, length: int | IntArray, longest: int | IntArray) -> bool | BoolArray:
+        """Whether an example may be padded to ``longest`` tokens.
+
+        Grouped by length, to at most twice its own: however large a forward pass may be, less than
+        half of it is padding.
+        """
+        return self.layout != "length_grouped" or 2 * length >= longest
 
     def num_tokens(self, lengths: IntArray) -> int:
         """Tokens, padding included, of one forward pass over examples of these lengths."""
@@ -96,12 +105,14 @@ def _fill_in_order(lengths: IntArray, order: IntArray, limits: Limits) -> list[I
     passes: list[list[int]] = []
     longest = 0
     for index in order.tolist():
-        longest = max(longest, int(lengths[index]))
-        if passes and limits.holds(len(passes[-1]) + 1, longest * (len(passes[-1]) + 1)):
+        length = int(lengths[index])
+        longest = max(longest, length)
+        size = len(passes[-1]) + 1 if passes else 0
+        if passes and limits.suits(length, longest) and limits.holds(size, longest * size):
             passes[-1].append(index)
         else:
             passes.append([index])
-            longest = int(lengths[index])
+            longest = length
     return [np.asarray(indices, dtype=np.int64) for indices in passes]
 
 
@@ -149,10 +160,13 @@ def count_batches(
     computed = tokens
     if limits.layout != "packed":
         examples = np.diff(np.append(starts, len(order)))
-        computed = np.maximum.reduceat(of_positions, starts) * examples
+        longest = np.maximum.reduceat(of_positions, starts)
+        computed = longest * examples
     is_one_pass = np.zeros(len(starts), dtype=np.bool_)
     if num_ranks == 1 and limits.holds(batch_size, 0):
         is_one_pass = computed <= (limits.max_tokens or computed.max())
+    if limits.layout == "length_grouped":
+        is_one_pass &= limits.suits(np.minimum.reduceat(of_positions, starts), longest)
     forward_passes, padded_tokens = int(is_one_pass.sum()), int(computed[is_one_pass].sum())
     for start in starts[~is_one_pass]:
         for part in _shares_laid_out(of_positions[start : start + batch_size], limits, num_ranks):
