@@ -90,8 +90,8 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         place / "tiny.yaml",
         world,
         arms=["base", "sft", "tell"],
-        seeds=[0],
-        budgets={"task_tokens": [400]},
+        seeds=[0, 1],
+        budgets={"task_tokens": [200, 400, 800]},
         training={"learning_rate": 0.003, "epochs": 5},
     )
     root = place / "run"
@@ -110,7 +110,8 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 
 def test_the_run_page_tells_the_story_and_lists_its_artifacts(scene: Scene):
     address = f"{scene.servers.prefect}/runs/flow-run/{scene.run['id']}"
-    scene.walk(address, "tiny", "Completed", "kept 80 of 80 examples", shot="prefect-run")
+    story = ("experiment · tiny", "Completed", "kept 80 of 80 examples")
+    scene.walk(address, *story, shot="prefect-run")
     scene.click("Artifacts")
 
     said = scene.see("answer", "plan", "scores", "leverage", shot="prefect-artifacts")
