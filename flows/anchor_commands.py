@@ -82,7 +82,8 @@ def _print_search(found: dict[str, Any]) -> None:
     if trained:
         print(
             f"trained at {trained['task_budget_tokens']:,} task and"
-            f" {trained['general_budget_tokens']:,} general tokens, {trained['num_seeds']} seeds"
+            f" {trained['general_budget_tokens']:,} general tokens, learning rate"
+            f" {trained['learning_rate']:g}, {trained['num_seeds']} seeds"
         )
         _print_tested("after training", trained, trained["tested"])
     _print_advice(found)

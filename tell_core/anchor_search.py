@@ -1,6 +1,6 @@
 """The search for an anchor prompt: drawn from the base model, chosen on dev, tested on dev.
 
-Candidates are chosen on one half of the dev items and tested on the other; no test item is read.
+Candidates are chosen on one half of the dev items and tested on the other; test items play no part.
 The score of an anchor is the gold log-probability per token of dev responses on the base model,
 zero-shot and with solved examples before the prompt. Where it is wished, the chosen candidate is
 trained with too, beside the controls, and scored in the same way.
@@ -96,7 +96,8 @@ def search_anchors(
         curated: Its curated data.
         how: How many candidates, from what.
         is_trained: Whether to train with the chosen candidate and with its controls, at the
-            smallest task budget and the largest general budget, with every seed.
+            smallest task budget and the largest general budget, with every seed and the first of
+            several learning rates.
         on_progress: Called with what is done, how much of it and of how much.
 
     Returns:
@@ -361,6 +362,7 @@ def _train(
     return {
         "task_budget_tokens": cell.task_budget_tokens,
         "general_budget_tokens": cell.general_budget_tokens,
+        "learning_rate": spec.training.candidates[0].learning_rate,
         "num_seeds": len(spec.seeds),
         "verdict": verdict,
         "reason": reason,

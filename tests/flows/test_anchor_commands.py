@@ -77,6 +77,7 @@ def test_what_training_says_counts_more_than_the_base_model(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     trained = {"task_budget_tokens": 200, "general_budget_tokens": 800, "num_seeds": 2,
+               "learning_rate": 0.001,
                "verdict": "undetermined", "reason": "not shown", "tested": []}  # fmt: skip
 
     _print_search(found("adopt", trained=trained))
