@@ -59,6 +59,16 @@ class StepLosses:
         """Rows of the mixture's examples whose NLL is infinite or not a number."""
         return [int(row) for rows, sums in self.by_row for row in rows[~np.isfinite(sums)]]
 
+    def worst_rows(self, examples: EncodedExamples) -> list[int]:
+        """Rows of the mixture's examples, by falling mean NLL of their supervised tokens."""
+        sums = {
+            int(row): float(nll)
+            for rows, of_rows in self.by_row
+            for row, nll in zip(rows, of_rows, strict=True)
+        }
+        counts = examples.supervised_counts
+        return sorted(sums, key=lambda row: -sums[row] / counts[row])
+
 
 def step_gradients(
     model: nn.Module,

@@ -67,10 +67,11 @@ _SEED_STRIDE = 1_000_003
 _RANK_STRIDE = 2**31  # beyond every seed of a specification
 _FLUSH_SECONDS = 2.0
 _SHOWN_EXAMPLES = 8
+_EXPLODED = 2.0
 
 
 class DivergedError(TrainingError):
-    """The loss, its gradient or a probe loss is not finite: this learning rate is too high.
+    """A loss or its gradient is not finite, or has exploded: this learning rate is too high.
 
     Attributes:
         rows: Examples of the mixture by which it shows; none where the probe set shows it.
@@ -371,7 +372,7 @@ class Trainer:
         """One optimiser step, logged.
 
         Raises:
-            DivergedError: The loss or the gradient is not finite.
+            DivergedError: The loss or the gradient is not finite, or has exploded.
             TrainingError: Memory ran out.
         """
         started = time.perf_counter()
@@ -384,6 +385,9 @@ class Trainer:
         if not (math.isfinite(losses.total) and math.isfinite(grad_norm)):
             suspects = losses.rows_not_finite() or self.engine.rows_at_fault(step, self.seed)
             raise DivergedError(_not_finite_message(step, suspects, losses, grad_norm), suspects)
+        if losses.loss > self._exploded_loss():
+            worst = losses.worst_rows(self.mixture.examples)[:_SHOWN_EXAMPLES]
+            raise DivergedError(_exploded_message(step, worst, losses), worst)
         peak = training.candidates[0].learning_rate
         rate = learning_rate_at(step, self.num_steps, training, peak)
         set_learning_rate(self.optimiser, rate)
@@ -403,6 +407,17 @@ class Trainer:
         )
         self._account(record, losses)
         return record
+
+    def _exploded_loss(self) -> float:
+        """Mean loss of a step, in nats, above which training has left the model behind.
+
+        Twice the loss of guessing every token blindly, or of the first step where that is more: a
+        model that is only worse than it was stays far below it.
+        """
+        embeddings = cast("PreTrainedModel", self.model).get_input_embeddings()
+        blind = math.log(cast("nn.Embedding", embeddings).num_embeddings)
+        first = json.loads(self.progress.log[0])["loss"] if self.progress.log else math.inf
+        return _EXPLODED * max(blind, float(first))
 
     def _gradients(self, step: int) -> StepLosses:
         """Gradient of one step, all ranks together."""
@@ -581,6 +596,14 @@ def _not_finite_message(
         f"step {step}: loss {losses.loss}, gradient norm {grad_norm}; both must be finite."
         f" Examples concerned (rows of the mixture): {_shown(suspects)}. Lower the learning rate,"
         " or use dtype float32"
+    )
+
+
+def _exploded_message(step: int, worst: Sequence[int], losses: StepLosses) -> str:
+    return (
+        f"step {step}: loss {losses.loss:.3g} nats a token, more than twice that of guessing"
+        f" blindly; training has exploded. Examples with the highest loss (rows of the mixture):"
+        f" {_shown(worst)}. Lower the learning rate"
     )
 
 

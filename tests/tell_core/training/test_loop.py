@@ -526,6 +526,25 @@ def test_a_gradient_that_is_not_finite_names_the_examples_that_cause_it(
     assert set(got.value.rows) == concerned & step < step
 
 
+def test_a_loss_that_explodes_ends_the_training_with_the_worst_examples(
+    base: LoadedModel,
+    training_spec: Spec,
+    write_inputs: Inputs,
+    train: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+):
+    constant = {"schedule": "constant", "warmup_fraction": 0, "max_grad_norm": 1e9}
+    spec = training_spec(method="full", learning_rate=3.0, num_probes=2, **constant)
+
+    with pytest.raises(DivergedError, match=r"loss \d.* exploded.*Their responses begin") as got:
+        train(write_inputs(), spec)
+
+    log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    limit = 2 * max(np.log(61), log[0]["loss"])
+    assert all(line["loss"] <= limit for line in log)
+    assert 1 <= len(got.value.rows) <= 4
+
+
 @pytest.mark.parametrize("keep", ["best_dev", "last"])
 def test_a_probe_loss_that_is_not_finite_after_the_last_step_is_divergence(
     training_spec: Spec,
