@@ -1,88 +1,48 @@
-"""Quanta of a run or a model: find them, draw the page, say what was found."""
+"""The quanta flow: candidate quanta of a run's cell or of a model, their page, their record."""
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from tell_core.analysis.quanta.discovery import DiscoverySettings, Progress
-from tell_core.analysis.quanta.stage import Found, default_cell, quanta_of_cell, quanta_of_model
-from tell_core.errors import InputError
-from tell_core.report.inspector import write_inspector
+from prefect import flow
+
+from tasks.quanta import discover_in_cell, discover_in_model, draw_quanta, show_quanta
+from tasks.stages import value_of
+from tasks.tracking import track_quanta
+from tell_core.analysis.quanta.discovery import DiscoverySettings
+from tell_core.analysis.quanta.stage import Subject
 from tell_core.results import sole_owner
-from tell_core.store import read_json
-
-_SHOWN_CLUSTERS = 12
 
 
-def find_quanta(
-    source: str,
+@flow(name="quanta", flow_run_name="quanta · {subject.name}")
+def run_quanta(
+    subject: Subject,
     settings: DiscoverySettings,
-    *,
-    cell: str | None = None,
-    files: Sequence[str] = (),
-    out: Path = Path("runs/quanta"),
     max_tokens: int = 256,
     max_examples: int = 400,
-    on_progress: Progress | None = None,
+    track: bool = True,
 ) -> dict[str, Any]:
-    """Find the candidate quanta of a cell or a model and draw the page that shows them.
+    """Find the candidate quanta, draw the page that shows them, record both with the run.
 
     Args:
-        source: Directory of a finished run, or a model's directory or hub id.
+        subject: A cell of a finished run, or a model and files of examples.
         settings: How to look.
-        cell: Cell of a run; by default `tell` at its largest budgets.
-        files: Files of examples; needed for a model, and only there.
-        out: Where the quanta of a model go.
         max_tokens: Longest example, for a model.
         max_examples: Most examples, for a model.
-        on_progress: Called with phase, done and total.
+        track: Whether the MLflow run of the experiment gets page and clusters.
 
     Returns:
         The verdict, counts of tokens, the largest clusters, and where stage and page are.
-
-    Raises:
-        InputError: A model without examples, or a run with some.
     """
-    is_run = (Path(source) / "manifest.json").exists()
-    if is_run == bool(files):
-        raise InputError(
-            f"{source} is a run: its own items are looked at, leave out --data"
-            if is_run
-            else f"{source} is no finished run; for a model give examples with --data FILE"
-        )
-    root = Path(source) if is_run else out
-    root.mkdir(parents=True, exist_ok=True)
+    root = subject.root
     with sole_owner(root):
-        if is_run:
-            found = quanta_of_cell(root, cell or default_cell(root), settings, on_progress)
+        if subject.model is None:
+            found = value_of(discover_in_cell(root, subject.name, settings))
         else:
-            found = quanta_of_model(
-                source, files, root, settings,
-                max_tokens=max_tokens, max_examples=max_examples, on_progress=on_progress,
-            )  # fmt: skip
-        page = write_inspector(root, found.name)
-    return _answer(found, page)
-
-
-def _answer(found: Found, page: Path) -> dict[str, Any]:
-    clusters = read_json(found.path / "clusters.json")
-    return {
-        "name": found.name,
-        "verdict": found.summary["verdict"],
-        "tokens": found.summary["tokens"],
-        "clusters": [_row(cluster) for cluster in clusters[:_SHOWN_CLUSTERS]],
-        "stage": str(found.path),
-        "page": str(page),
-        "reused": found.reused,
-    }
-
-
-def _row(cluster: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "cluster": cluster["label"],
-        "tokens": cluster["size"],
-        "items": cluster["num_items"],
-        "task tokens": cluster["roles"].get("task", 0),
-        "cohesion": round(cluster["cohesion"], 2),
-        "outputs": " ".join(f"{text!r}×{count}" for text, count in cluster["outputs"]),
-    }
+            found = value_of(
+                discover_in_model(
+                    subject.model, subject.files, root, settings, max_tokens, max_examples
+                )
+            )
+        page = draw_quanta(root, found.name)
+        if track and subject.model is None:
+            track_quanta(root, found, page)
+    return show_quanta(found, page)

@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,23 +58,19 @@ def find(
     max_tokens: Annotated[int, typer.Option(help="Longest example, for a model.")] = 256,
     max_examples: Annotated[int, typer.Option(help="Most examples, for a model.")] = 400,
     seed: Annotated[int, typer.Option(help="Seed of every choice.")] = 0,
+    no_track: Annotated[bool, typer.Option("--no-track", help="Record nothing in MLflow.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Cluster the gradients of well-predicted tokens; write a page to look at the clusters."""
-    from flows.quanta import find_quanta
     from tell_core.analysis.quanta.discovery import DiscoverySettings
+    from tell_core.analysis.quanta.stage import Subject
 
+    subject = Subject.choose(source, cell=cell, files=data or [], out=out)
     settings = DiscoverySettings(num_tokens=tokens, num_dimensions=dimensions, seed=seed)
-    found = find_quanta(
-        source,
-        settings,
-        cell=cell,
-        files=data or [],
-        out=out,
-        max_tokens=max_tokens,
-        max_examples=max_examples,
-        on_progress=_progress_lines(),
-    )
+    with _orchestrated(subject.root):
+        from flows.quanta import run_quanta
+
+        found = run_quanta(subject, settings, max_tokens, max_examples, not no_track)
     if as_json:
         print_json(found)
         return
@@ -81,6 +78,22 @@ def find(
     print_table([{"tokens": name, "number": count} for name, count in found["tokens"].items()])
     print_table(found["clusters"])
     print(f"page:      {found['page']}\nfiles:     {found['stage']}")
+
+
+@contextmanager
+def _orchestrated(root: Path) -> Iterator[None]:
+    """Have a Prefect server, and progress on the error stream, while the flow runs."""
+    from flows.local_server import prefect_server
+
+    with prefect_server(root / "prefect") as wait_until_ready:
+        from tasks.progress import listen
+
+        wait_until_ready()
+        silence = listen(_progress_lines())
+        try:
+            yield
+        finally:
+            silence()
 
 
 @quanta_app.command()
@@ -116,15 +129,17 @@ def _row(check: "Check") -> dict[str, Any]:
     }
 
 
-def _progress_lines() -> Callable[[str, int, int], None]:
-    """Lines on the error stream, one every few seconds and one at the end of a phase."""
+def _progress_lines() -> Callable[[str, str, int, int], None]:
+    """Lines on the error stream, one every few seconds."""
+    from tasks.progress import ENDED
+
     last = time.monotonic()
 
-    def show(phase: str, done: int, total: int) -> None:
+    def show(label: str, phase: str, done: int, total: int) -> None:
         nonlocal last
-        if time.monotonic() - last < _EVERY_SECONDS:
+        if phase == ENDED or time.monotonic() - last < _EVERY_SECONDS:
             return
         last = time.monotonic()
-        print(f"{phase}: {done} of {total}", file=sys.stderr, flush=True)
+        print(f"{label} · {phase}: {done} of {total}", file=sys.stderr, flush=True)
 
     return show

@@ -2,14 +2,13 @@
 
 from base64 import b64encode
 from hashlib import sha256
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
 from tell_core.errors import InputError
-from tell_core.report.page import page_templates
+from tell_core.report.page import page_script, page_templates
 from tell_core.report.palette import css_variables, style_of
 from tell_core.report.svg import SYSTEM_FONTS
 from tell_core.store import is_intact, read_json, write_text
@@ -44,7 +43,7 @@ def write_inspector(root: Path, name: str) -> Path:
 
 
 def _page(summary: dict[str, Any], clusters: list[dict[str, Any]]) -> str:
-    script = (files("tell_core.report") / "templates" / "inspector.js").read_text(encoding="utf-8")
+    script = page_script("inspector")
     shown = clusters[:MAX_CLUSTERS]
     arms = sorted({arm for cluster in shown for arm in cluster["curves"]}, key=_place)
     return (
@@ -93,7 +92,7 @@ def _facts(summary: dict[str, Any], clusters: list[dict[str, Any]]) -> list[tupl
             "agreement of subsamples",
             f"{summary['agreement']:.2f}; without clusters {max(summary['chance']):.2f}",
         ),
-        ("are their cluster's commonest output", f"{summary['output_purity']:.0%}"),
+        ("tokens that are the commonest output of their cluster", f"{summary['output_purity']:.0%}"),
         ("agreement with output tokens", f"{summary['output_agreement']:.2f}"),
         (
             "slope of size over rank",

@@ -121,9 +121,12 @@ def page_templates() -> Environment:
     return environment
 
 
-def page_script() -> str:
-    """Return the page's one script."""
-    return (files("tell_core.report") / "templates" / "report.js").read_text(encoding="utf-8")
+def page_script(name: str = "report") -> str:
+    """Return the one script of a page: what makes elements, then what is the page's own."""
+    templates = files("tell_core.report") / "templates"
+    return "".join(
+        (templates / f"{part}.js").read_text(encoding="utf-8") for part in ("elements", name)
+    )
 
 
 def _page(run: RunFiles, sections: Sequence[Section]) -> str:

@@ -6,7 +6,7 @@ numbers however many weights the model has, and inner products are kept in expec
 give equal maps on every machine; a layer's map depends on its name, not on the order of calls.
 
 The root mean square error of a cosine is about ``1 / sqrt(d)`` for `CountSketch` and `Rademacher`,
-and larger for `Kronecker`, which never forms the gradient.
+and somewhat larger for `Kronecker`, which never forms the gradient.
 
 Shape letters: B samples, T positions, O outputs, I inputs of a layer, D projected dimensions.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Literal, Protocol
@@ -26,6 +27,10 @@ from tell_core.data.seeding import seeded_generator
 from tell_core.errors import InputError
 
 ProjectionName = Literal["countsketch", "rademacher", "kronecker", "exact"]
+PROJECTIONS: tuple[ProjectionName, ...] = ("countsketch", "rademacher", "kronecker")
+"""Those that keep fewer numbers than there are weights."""
+# Side of a sketch of `Kronecker`.
+MAX_SIDE = 16
 # Signs drawn at once by `Rademacher`, in numbers: 64 MB of float32.
 _BLOCK_NUMBERS = 1 << 24
 
@@ -108,14 +113,11 @@ class Exact:
         out_BD[:, self._places[layer]] += _gradient(delta_BTO, input_BTI).flatten(1)
 
 
-class CountSketch:
-    """Every weight's gradient is added, with a random sign, to one of D buckets.
+class _Sketch(ABC):
+    """A random map to D numbers.
 
-    The bucket of weight (o, i) is ``shift[o] + place[i] mod D`` with random shifts and a random
-    permutation as places, and its sign a product of a row's and a column's. Two weights then share
-    a bucket with probability 1 / D at most, as with a hash per weight, but a map costs O + I
-    numbers to keep and one contiguous addition per row to apply. A layer is laid out with its
-    smaller side as rows.
+    Attributes:
+        num_dimensions: D.
     """
 
     def __init__(self, num_dimensions: int, seed: int = 0) -> None:
@@ -130,21 +132,45 @@ class CountSketch:
         input_BTI: torch.Tensor,
         out_BD: torch.Tensor,
     ) -> None:
+        """Add one layer's projected gradients to ``out_BD``; see `Projection`."""
+        projected_BP = self._projected(layer, delta_BTO, input_BTI)
+        out_BD[:, : projected_BP.shape[1]] += projected_BP
+
+    @abstractmethod
+    def _projected(
+        self, layer: str, delta_BTO: torch.Tensor, input_BTI: torch.Tensor
+    ) -> torch.Tensor:
+        """One layer's projected gradients, shape (B, D) or fewer numbers, the others being 0."""
+
+
+class CountSketch(_Sketch):
+    """Every weight's gradient is added, with a random sign, to one of D buckets.
+
+    The bucket of weight (o, i) is ``shift[o] + place[i] mod D`` with random shifts and a random
+    permutation as places, and its sign a product of a row's and a column's. Two weights then share
+    a bucket with probability 1 / D at most, as with a hash per weight, but a map costs O + I
+    numbers to keep and one contiguous addition per row to apply. A layer is laid out with its
+    smaller side as rows.
+    """
+
+    def _projected(
+        self, layer: str, delta_BTO: torch.Tensor, input_BTI: torch.Tensor
+    ) -> torch.Tensor:
         """Form the layer's gradients, then add their rows at their shifts."""
         left, right = delta_BTO, input_BTI
         if left.shape[-1] > right.shape[-1]:
             left, right = right, left
         hashing = _hashing(layer, left.shape[-1], right.shape[-1], self.num_dimensions, self._seed)
-        device = out_BD.device
+        device = left.device
         left = left * hashing.row_signs.to(device)
         right = (right * hashing.column_signs.to(device))[..., hashing.places.to(device)]
         rows_BRC = self._folded(_gradient(left, right))
         width = rows_BRC.shape[-1]
-        wide_BD = out_BD.new_zeros(len(out_BD), self.num_dimensions + width)
+        wide_BD = left.new_zeros(len(left), self.num_dimensions + width)
         for row_BC, shift in zip(rows_BRC.unbind(1), hashing.shifts, strict=True):
             wide_BD[:, shift : shift + width] += row_BC
-        out_BD += wide_BD[:, : self.num_dimensions]
-        out_BD[:, :width] += wide_BD[:, self.num_dimensions :]
+        wide_BD[:, :width] += wide_BD[:, self.num_dimensions :]
+        return wide_BD[:, : self.num_dimensions]
 
     def _folded(self, rows_BRC: torch.Tensor) -> torch.Tensor:
         """Rows longer than D, wrapped around to D."""
@@ -157,21 +183,12 @@ class CountSketch:
         return padded.reshape(*rows_BRC.shape[:-1], num_turns, self.num_dimensions).sum(-2)
 
 
-class Rademacher:
+class Rademacher(_Sketch):
     """A dense random map of signs over ``sqrt(D)``: the textbook projection, and the slowest."""
 
-    def __init__(self, num_dimensions: int, seed: int = 0) -> None:
-        """Map to ``num_dimensions`` numbers, at least 2."""
-        self.num_dimensions = num_dimensions
-        self._seed = seed
-
-    def add(
-        self,
-        layer: str,
-        delta_BTO: torch.Tensor,
-        input_BTI: torch.Tensor,
-        out_BD: torch.Tensor,
-    ) -> None:
+    def _projected(
+        self, layer: str, delta_BTO: torch.Tensor, input_BTI: torch.Tensor
+    ) -> torch.Tensor:
         """Multiply the layer's gradients by signs that are drawn again for every call."""
         gradient_BP = _gradient(delta_BTO, input_BTI).flatten(1)
         # torch's generator reads no more than 32 bits of a seed: they have to depend on both.
@@ -179,46 +196,50 @@ class Rademacher:
         generator = torch.Generator().manual_seed(int(drawn))
         block = max(1, _BLOCK_NUMBERS // self.num_dimensions)
         scale = 1 / math.sqrt(self.num_dimensions)
+        projected_BD = gradient_BP.new_zeros(len(gradient_BP), self.num_dimensions)
         for start in range(0, gradient_BP.shape[1], block):
             piece_BP = gradient_BP[:, start : start + block]
             signs_PD = torch.empty(piece_BP.shape[1], self.num_dimensions)
             signs_PD.bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
-            out_BD.addmm_(piece_BP, signs_PD.to(out_BD.device), alpha=scale)
+            projected_BD.addmm_(piece_BP, signs_PD.to(piece_BP.device), alpha=scale)
+        return projected_BD
 
 
-class Kronecker:
-    """Signs on both sides of each layer's gradient: (outputs to k1) x (inputs to k2), k1 k2 <= D.
+class Kronecker(_Sketch):
+    """Signs on both sides of each layer's gradient, several times over.
 
-    The gradient is never formed, so this is the cheapest; but its rows are kept with an error of
-    ``1 / sqrt(k1)`` and its columns with one of ``1 / sqrt(k2)``, which only averages out over
-    positions and layers.
+    One sketch maps outputs to k numbers, inputs to k numbers, and keeps their k x k products; the
+    gradient is never formed, so this is the cheapest. Between two gradients ``u v^T`` whose sides
+    have cosines a and b, the cosine of one sketch has a squared error of about
+    ``(a^2 (1 + b^2) + b^2 (1 + a^2)) / k + (1 + a^2) (1 + b^2) / k^2``. With ``k^2 = D`` that is
+    ``1 + k (a^2 + b^2)`` over D, ever more above ``1 / D`` as D grows. Here as many sketches as fit
+    stand side by side, k being at most `MAX_SIDE`; their errors average out, and how far they are
+    above ``1 / D`` depends on the sides' cosines, but on D no longer.
     """
 
     def __init__(self, num_dimensions: int, seed: int = 0) -> None:
-        """Map to ``num_dimensions`` numbers, at least 2; those left over by k1 k2 stay 0."""
-        self.num_dimensions = num_dimensions
-        self._seed = seed
+        """Map to ``num_dimensions`` numbers, at least 2; those left over stay 0."""
+        super().__init__(num_dimensions, seed)
+        self._side = min(math.isqrt(num_dimensions), MAX_SIDE)
+        self._num_sketches = num_dimensions // self._side**2
 
-    def add(
-        self,
-        layer: str,
-        delta_BTO: torch.Tensor,
-        input_BTI: torch.Tensor,
-        out_BD: torch.Tensor,
-    ) -> None:
+    def _projected(
+        self, layer: str, delta_BTO: torch.Tensor, input_BTI: torch.Tensor
+    ) -> torch.Tensor:
         """Project both sides, then multiply what is left."""
-        num_rows = math.isqrt(self.num_dimensions)
-        num_columns = self.num_dimensions // num_rows
-        device = out_BD.device
-        left_OR, right_IC = (
-            _signs(f"{layer} {side}", size, count, self._seed).to(device)
-            for side, size, count in (
-                ("outputs", delta_BTO.shape[-1], num_rows),
-                ("inputs", input_BTI.shape[-1], num_columns),
-            )
+        left, right = (
+            self._sketched(states, f"{layer} {side}")
+            for states, side in ((delta_BTO, "outputs"), (input_BTI, "inputs"))
         )
-        small_BP = _gradient(delta_BTO @ left_OR, input_BTI @ right_IC).flatten(1)
-        out_BD[:, : small_BP.shape[1]] += small_BP
+        return (left @ right.transpose(-1, -2)).flatten(1) / math.sqrt(self._num_sketches)
+
+    def _sketched(self, states_BTN: torch.Tensor, name: str) -> torch.Tensor:
+        """Shape (B, sketches, k, T)."""
+        size = (states_BTN.shape[-1], self._num_sketches * self._side)
+        signs = _signs(name, *size, self._seed).to(states_BTN.device) / math.sqrt(self._side)
+        sketched_BTM = states_BTN @ signs
+        split = sketched_BTM.view(*sketched_BTM.shape[:2], self._num_sketches, self._side)
+        return split.movedim(1, -1)
 
 
 class _Hashing:
@@ -249,10 +270,9 @@ def _hashing(layer: str, num_rows: int, num_columns: int, num_buckets: int, seed
 
 @lru_cache(maxsize=4096)
 def _signs(name: str, size: int, count: int, seed: int) -> torch.Tensor:
-    """Shape (size, count), entries plus or minus ``1 / sqrt(count)``."""
+    """Shape (size, count), entries plus or minus 1."""
     generator = seeded_generator(_layer_seed(name, seed), "kronecker")
-    signs = generator.integers(0, 2, (size, count)).astype(np.float32) * 2 - 1
-    return torch.from_numpy(signs / np.float32(math.sqrt(count)))
+    return torch.from_numpy(generator.integers(0, 2, (size, count)).astype(np.float32) * 2 - 1)
 
 
 def _gradient(delta_BTO: torch.Tensor, input_BTI: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ The stage directory holds ``summary.json``, ``clusters.json``, ``tokens.parquet`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,52 @@ _VERSION = 2
 # General examples whose gradients are compared with the clusters'.
 NUM_PUSHING = 256
 _TOKEN_COLUMNS = ("item_id", "role", "position", "token_id", "token", "loss", "cluster")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is looked at: a cell of a finished run, or a model on files of examples.
+
+    Attributes:
+        root: Directory of the run, or where the quanta of a model go.
+        name: Name of the cell or model.
+        model: Directory or hub id of the model; None for a cell.
+        files: Files of examples; none for a cell, which has items of its own.
+    """
+
+    root: Path
+    name: str
+    model: str | None = None
+    files: tuple[str, ...] = ()
+
+    @classmethod
+    def choose(cls, source: str, *, cell: str | None, files: Sequence[str], out: Path) -> Subject:
+        """What a person means by ``source``, checked before anything is computed.
+
+        Args:
+            source: Directory of a finished run, or a model's directory or hub id.
+            cell: Cell of a run; by default `tell` at its largest budgets.
+            files: Files of examples; needed for a model, and only there.
+            out: Where the quanta of a model go.
+
+        Raises:
+            InputError: A model without examples, a run with some, or no such cell.
+        """
+        root = Path(source)
+        is_run = (root / "manifest.json").exists()
+        if is_run and files:
+            raise InputError(f"{source} is a run: its own items are looked at, leave out --data")
+        if is_run:
+            name = cell or default_cell(root)
+            _require_cell(root, read_run(root)["cells"], name)
+            return cls(root, name)
+        if not files:
+            raise InputError(
+                f"{source} is no finished run; for a model give examples with --data FILE"
+            )
+        if cell is not None:
+            raise InputError(f"{source} is a model and has no cells; leave out --cell {cell}")
+        return cls(out, root.name, source, tuple(files))
 
 
 @dataclass(frozen=True)
@@ -99,6 +145,11 @@ def default_cell(root: Path) -> str:
     )
 
 
+def _require_cell(root: Path, cells: Mapping[str, Any], name: str) -> None:
+    if name not in cells:
+        raise InputError(f"{root} has no cell {name!r}; there are {', '.join(cells)}")
+
+
 def quanta_of_cell(
     root: Path,
     name: str,
@@ -120,8 +171,7 @@ def quanta_of_cell(
         DataError: Too few tokens qualify.
     """
     cells = read_run(root)["cells"]
-    if name not in cells:
-        raise InputError(f"{root} has no cell {name!r}; there are {', '.join(cells)}")
+    _require_cell(root, cells, name)
     spec = load_spec(root / "spec.resolved.yaml")
     compared = {arm: cell for arm, cell in _compared(cells, name).items() if cells[cell]["train"]}
     stages = [

@@ -1,25 +1,8 @@
-"use strict";
-// Draws the map of candidate quanta and the details of one. Data only ever becomes text
-// (textContent), never markup.
+// Draws the map of candidate quanta and the details of one.
 (() => {
-  const SVG = "http://www.w3.org/2000/svg";
   const carried = JSON.parse(document.getElementById("carried").textContent);
   const { clusters, arms } = carried;
   const byId = (id) => document.getElementById(id);
-
-  function element(name, className, text) {
-    const made = document.createElement(name);
-    if (className) made.className = className;
-    if (text !== undefined) made.textContent = text;
-    return made;
-  }
-
-  function drawn(name, attributes, text) {
-    const made = document.createElementNS(SVG, name);
-    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-    if (text !== undefined) made.textContent = text;
-    return made;
-  }
 
   // What cannot be seen in a token is written out.
   const visible = (text) => text.replaceAll("\n", "⏎").replaceAll(" ", "·") || "∅";
@@ -41,68 +24,96 @@
     order.sort((a, b) => key(a) - key(b) || clusters[b].size - clusters[a].size);
   }
 
-  function map() {
-    const width = 1200, left = 30, right = 150, tall = 44;
-    const largest = Math.max(...clusters.map((cluster) => cluster.size));
-    const radius = (cluster) => 4 + 16 * Math.sqrt(cluster.size / largest);
-    const steps = [...new Set(order.map((place) => learnedStep(clusters[place])).filter((step) => step !== null))].sort((a, b) => a - b);
-    const slots = isTimeline ? [...steps, null] : [null];
+  const NARROW = 640; // below this width, in CSS pixels, points in time stand below one another
+  const GAP = 4;
+  const largest = Math.max(...clusters.map((cluster) => cluster.size));
+  const radius = (place) => 4 + 16 * Math.sqrt(clusters[place].size / largest);
+
+  // Groups of the map with their words: a point in time each, or everything in one.
+  function groups() {
+    if (!isTimeline) return [["", order]];
+    const steps = order.map((place) => learnedStep(clusters[place])).filter((step) => step !== null);
+    const slots = [...new Set(steps), null];
+    return slots.map((step) => [
+      step === null ? "not learned" : `step ${step}`,
+      order.filter((place) => learnedStep(clusters[place]) === step),
+    ]);
+  }
+
+  // Circles in lines of at most `room`, from (left, top) on, and where the last line ends.
+  function flowed(places, left, top, room) {
     const dots = [];
-    const columns = slots.map((step) => order.filter((place) => !isTimeline || learnedStep(clusters[place]) === step));
-    const room = (width - left - 20) / columns.length;
+    let x = left, y = top, high = 0;
+    for (const place of places) {
+      const r = radius(place);
+      if (x > left && x + 2 * r > left + room) { x = left; y += high + GAP; high = 0; }
+      dots.push({ place, x: x + r, y: y + r, radius: r });
+      x += 2 * r + GAP;
+      high = Math.max(high, 2 * r);
+    }
+    return { dots, bottom: y + high };
+  }
+
+  function side(width) {
+    const found = groups(), room = width / found.length;
+    const laid = found.map(([, places], column) => flowed(places, column * room + 10, 10, room - 16));
+    const bottom = Math.max(...laid.map((group) => group.bottom)) + 10;
+    const marks = found.flatMap(([words], column) => words && [
+      drawn("line", { x1: column * room + 2, x2: column * room + 2, y1: 2, y2: bottom, stroke: "var(--grid)" }),
+      drawn("text", { x: column * room + 6, y: bottom + 14 }, words),
+    ]);
+    return { marks, dots: laid.flatMap((group) => group.dots), height: bottom + 20 };
+  }
+
+  function stacked(width) {
+    const marks = [], dots = [];
     let top = 0;
-    if (isTimeline) {
-      columns.forEach((places, column) => {
-        let x = 0, y = 24, high = 0;
-        for (const place of places) {
-          const r = radius(clusters[place]);
-          if (x > 0 && x + 2 * r > room - 12) { x = 0; y += high + 4; high = 0; }
-          dots.push({ place, x: left + column * room + x + r, y: y + 20, radius: r });
-          x += 2 * r + 3; high = Math.max(high, 2 * r);
-        }
-        top = Math.max(top, y + 46);
-      });
-    } else {
-      let x = left;
-      for (const place of columns[0]) {
-        const r = radius(clusters[place]);
-        x += r;
-        dots.push({ place, x, radius: r });
-        x += r + 3;
-        if (x > width - 40) x = left;
-      }
-      let row = 0, before = -1;
-      for (const dot of dots) { if (dot.x < before) row += 1; before = dot.x; dot.y = 30 + row * tall; }
-      top = 30 + (row + 1) * tall;
+    for (const [words, places] of groups()) {
+      if (words) marks.push(drawn("text", { x: 2, y: top + 16 }, words));
+      const group = flowed(places, 2, top + (words ? 24 : 4), width - 4);
+      dots.push(...group.dots);
+      top = group.bottom + 10;
+      marks.push(drawn("line", { x1: 0, x2: width, y1: top, y2: top, stroke: "var(--grid)" }));
     }
-    const svg = drawn("svg", { viewBox: `0 0 ${width} ${top + 30}`, role: "group" });
-    if (isTimeline) {
-      slots.forEach((step, column) => {
-        const x = left + column * room - 8;
-        svg.append(drawn("line", { x1: x, x2: x, y1: 6, y2: top, stroke: "var(--grid)" }));
-        svg.append(drawn("text", { x: x + 5, y: top + 16 }, step === null ? "not learned here, or not traced" : `step ${step}`));
-      });
-    }
-    for (const dot of dots) {
-      const cluster = clusters[dot.place];
-      const circle = drawn("circle", {
-        cx: dot.x, cy: dot.y, r: dot.radius, fill: `var(--${colour(cluster)})`, class: "dot",
-        tabindex: 0, role: "button", "data-place": dot.place, "aria-pressed": "false",
-        "aria-label": `cluster ${cluster.label}, ${cluster.size} tokens`,
-      });
-      const outputs = cluster.outputs.map(([text]) => visible(text)).join(" ");
-      circle.append(drawn("title", {}, `cluster ${cluster.label}: ${cluster.size} tokens, ${outputs}`));
-      circle.addEventListener("click", () => show(dot.place));
-      circle.addEventListener("keydown", (event) => {
-        if (event.key === "Enter" || event.key === " ") { event.preventDefault(); show(dot.place); }
-      });
-      svg.append(circle);
-    }
+    return { marks, dots, height: top + 2 };
+  }
+
+  // On a phone the map fills the screen, and what was asked for lies below it.
+  function open(place) {
+    show(place);
+    if (innerWidth < NARROW) byId("detail").scrollIntoView({ block: "start" });
+  }
+
+  function circle(dot) {
+    const cluster = clusters[dot.place];
+    const made = drawn("circle", {
+      cx: dot.x, cy: dot.y, r: dot.radius, fill: `var(--${colour(cluster)})`, class: "dot",
+      tabindex: 0, role: "button", "data-place": dot.place, "aria-pressed": String(dot.place === current),
+      "aria-label": `cluster ${cluster.label}, ${cluster.size} tokens`,
+    });
+    const outputs = cluster.outputs.map(([text]) => visible(text)).join(" ");
+    made.append(drawn("title", {}, `cluster ${cluster.label}: ${cluster.size} tokens, ${outputs}`));
+    made.addEventListener("click", () => open(dot.place));
+    made.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" || event.key === " ") { event.preventDefault(); open(dot.place); }
+    });
+    return made;
+  }
+
+  function map() {
+    const room = byId("drawing").getBoundingClientRect().width - 26;
+    const width = Math.max(room, 240);
+    const laid = width < NARROW ? stacked(width) : side(width);
+    const svg = drawn("svg", { viewBox: `0 0 ${width} ${laid.height}`, role: "group" });
+    svg.append(...laid.marks.filter(Boolean), ...laid.dots.map(circle));
+    byId("drawing").replaceChildren(svg);
+  }
+
+  function describeMap() {
     byId("map-title").textContent = isTimeline ? "The Q sequence" : "Clusters by size";
     byId("map-words").textContent = isTimeline
-      ? `Each circle is a candidate quantum, at the probe of arm ${main} at which the loss of its ${isOfTokens ? "tokens" : "items"} first is at most half of what it was before training.`
+      ? `Each circle is a candidate quantum, at the probe of arm ${main} at which the loss of its ${isOfTokens ? "tokens" : "items"} first is at most half of what it was before training. Those at the end never get there, or none of their tokens was traced.`
       : "Each circle is a candidate quantum, the largest first. When they were learned is not known: there is no loss trace of their tokens.";
-    byId("drawing").append(svg);
   }
 
   // ---- the details of one ----------------------------------------------------------------------
@@ -205,8 +216,11 @@
 
   let current = order[0];
   if (clusters.length) {
+    describeMap();
     map();
-    show(0);
+    show(current);
+    let width = innerWidth;
+    addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; map(); } });
     byId("previous").addEventListener("click", () => move(-1));
     byId("next").addEventListener("click", () => move(1));
   }

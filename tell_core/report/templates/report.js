@@ -1,25 +1,9 @@
-"use strict";
-// Browses the items and saves the figures. Data only ever becomes text (textContent), never markup.
+// Browses the items and saves the figures.
 (() => {
   const PAGE_SIZE = 10;
-  const SVG = document.querySelector("svg")?.namespaceURI;
   const carried = JSON.parse(document.getElementById("carried").textContent);
 
-  function element(name, className, text) {
-    const made = document.createElement(name);
-    if (className) made.className = className;
-    if (text !== undefined) made.textContent = text;
-    return made;
-  }
-
   // ---- figures as files -------------------------------------------------------------------
-
-  function drawn(name, attributes, text) {
-    const made = document.createElementNS(SVG, name);
-    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-    if (text !== undefined) made.textContent = text;
-    return made;
-  }
 
   function wrapped(text, width) {
     const lines = [""];

@@ -85,6 +85,32 @@ def test_countsketch_errs_by_no_more_than_its_dimensions_allow(size: int):
     assert np.sqrt(np.mean(np.square(errors)) * size) <= 1.2
 
 
+def one_sided(cosine: float, size: int, generator: np.random.Generator) -> np.ndarray:
+    """Two unit vectors of random signs with that cosine, shape (2, size)."""
+    signs = generator.choice([-1.0, 1.0], (2, size))
+    num_equal = round((1 + cosine) / 2 * size)
+    signs[1, :num_equal] = signs[0, :num_equal]
+    signs[1, num_equal:] = -signs[0, num_equal:]
+    return signs / np.sqrt(size)
+
+
+@pytest.mark.parametrize(("size", "side"), [(64, 8), (256, 16), (1024, 16), (4096, 16)])
+def test_kronecker_errs_as_the_cosines_of_its_sides_say_and_no_more_with_more_dimensions(
+    size: int, side: int
+):
+    a, b = 0.5, 0.25
+    generator = np.random.default_rng(0)
+    u, v = one_sided(a, 200, generator), one_sided(b, 120, generator)
+    layers = {"layer": tuple(torch.tensor(part, dtype=torch.float32)[:, None] for part in (u, v))}
+
+    found = [project(build_projection("kronecker", size, seed), layers) for seed in range(400)]
+
+    errors = [float(vectors[0] @ vectors[1]) - a * b for vectors in found]
+    interaction = side * (a**2 * (1 + b**2) + b**2 * (1 + a**2))
+    expected = (1 + a**2) * (1 + b**2) + interaction
+    assert np.mean(np.square(errors)) * size == pytest.approx(expected, rel=0.25)
+
+
 def test_countsketch_puts_every_weight_into_one_bucket():
     out = torch.zeros(1, 8)
     delta, given_input = torch.zeros(1, 1, 30), torch.zeros(1, 1, 7)

@@ -1,0 +1,128 @@
+"""The inspector of candidate quanta in a real browser: the map, the details, small screens."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tell_core.report.inspector import write_inspector
+from tell_core.store import write_json, write_stage
+from tests.browser.chromium import Browser
+from tests.browser.conftest import HOSTILE
+
+LEARNED_AT = (3, 3, 40, None)
+
+
+def cluster(label: int, learned_step: int | None) -> dict[str, Any]:
+    """A cluster whose tokens TELL learns at a step and SFT never does."""
+    curve = {"steps": [0, 3, 40], "of": "tokens", "num": 2, "was_known": False}
+    tell = {**curve, "losses": [4.0, 2.0, 0.1], "learned_step": learned_step}
+    sft = {**curve, "losses": [4.0, 3.9, 3.8], "learned_step": None}
+    token = {"item": f"dev-{label}", "role": "task", "loss": 0.01}
+    return {
+        "label": label, "size": 9 - label, "num_items": 2, "roles": {"task": 9 - label},
+        "mean_loss": 0.01, "cohesion": 0.8, "outputs": [[f"out{label}", 9 - label]],
+        "skills": [["veil", 2]], "curves": {"tell": tell, "sft": sft},
+        "tokens": [{**token, "before": HOSTILE, "token": f"gold{label}", "after": " after"}],
+        "pushed_by": [{"push": 0.5, "prompt": f"prompt {label} ", "response": "answer"}],
+    }  # fmt: skip
+
+
+SUMMARY = {
+    "name": "tell-s0", "verdict": "Four candidate quanta.", "num_clusters": 4, "agreement": 0.9,
+    "chance": [0.4], "output_purity": 0.8, "output_agreement": 0.2, "stability": {"4": 0.9},
+    "tokens": {"chosen": 30, "supervised": 100},
+    "ranks": {
+        "slope": -1.2, "low": -1.4, "high": -1.0, "null_slopes": [-1.1], "verdict": "no evidence",
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def inspector(tmp_path: Path) -> Path:
+    clusters = [cluster(label, step) for label, step in enumerate(LEARNED_AT)]
+    with write_stage(tmp_path, "quanta", "0" * 16) as out:
+        write_json(out / "summary.json", SUMMARY)
+        write_json(out / "clusters.json", clusters)
+    (tmp_path / "quanta").mkdir()
+    write_json(tmp_path / "quanta" / "tell-s0.json", {"stage": f"quanta-{'0' * 16}"})
+    return write_inspector(tmp_path, "tell-s0")
+
+
+def test_the_timeline_has_a_group_for_every_step_at_which_something_is_learned(
+    browser: Browser, inspector: Path
+) -> None:
+    browser.open(inspector)
+
+    assert browser.texts("#map-title") == ["The Q sequence"]
+    assert browser.texts("#drawing text") == ["step 3", "step 40", "not learned"]
+    assert len(browser.texts(".dot")) == len(LEARNED_AT)
+    assert browser.console_errors() == []
+
+
+def test_a_click_opens_tokens_curves_of_both_arms_and_what_pushes(
+    browser: Browser, inspector: Path
+) -> None:
+    browser.open(inspector)
+
+    browser.find('.dot[data-place="2"]').click()
+
+    assert browser.texts("#detail h2") == ["Cluster 2"]
+    assert browser.texts("#detail .contexts li mark") == ["gold2", "answer"]
+    assert browser.texts("#detail .legend li") == [
+        "tell: learned at step 40",
+        "sft: not learned",
+    ]
+    assert len(browser.texts("#detail polyline")) == 2
+    assert "prompt 2 answer" in browser.texts("#detail .whole li")[1]
+
+
+def test_keys_open_a_quantum_and_buttons_go_on(browser: Browser, inspector: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    browser.open(inspector)
+
+    browser.find('.dot[data-place="1"]').send_keys(Keys.ENTER)
+    browser.find("#next").click()
+
+    assert browser.texts("#detail h2") == ["Cluster 2"]
+    assert browser.texts("#place") == ["3 of 4"]
+
+
+@pytest.mark.parametrize("width", [390, 320])
+def test_a_phone_gets_legible_groups_below_one_another(
+    browser: Browser, inspector: Path, width: int
+) -> None:
+    browser.resize(width, 800, is_phone=True)
+    browser.open(inspector)
+
+    assert browser.run("return document.documentElement.scrollWidth") <= width
+    tops = browser.run(
+        "return [...document.querySelectorAll('#drawing text')].map(t => t.getBoundingClientRect())"
+    )
+    assert all(box["height"] > 10 for box in tops)
+    assert [box["y"] for box in tops] == sorted({box["y"] for box in tops})
+
+    browser.run("document.documentElement.style.scrollBehavior = 'auto'")
+    dot = browser.find('.dot[data-place="3"]')
+    browser.run("arguments[0].scrollIntoView({block: 'center'})", dot)
+    dot.click()
+
+    top = browser.run("return document.getElementById('detail').getBoundingClientRect().top")
+    assert -20 <= top < 100
+
+
+def test_texts_of_the_data_stay_text(browser: Browser, inspector: Path) -> None:
+    browser.open(inspector)
+
+    assert HOSTILE in browser.texts("#detail .contexts li")[0]
+    assert (
+        browser.run("return document.querySelectorAll('#detail img, #detail script').length") == 0
+    )
+    assert browser.run("return document.title") == "tell-s0 · Quanta"
+
+
+def test_the_page_loads_nothing(browser: Browser, inspector: Path) -> None:
+    browser.open(inspector)
+
+    assert browser.run("return performance.getEntriesByType('resource').length") == 0
