@@ -58,7 +58,11 @@ def main() -> None:
     """Entry point of the console script."""
     _set_defaults()
     atexit.register(_mute_finalisation)
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        _leave_if_server_is_lost(end)
+        raise
 
 
 @app.command()
@@ -365,6 +369,21 @@ def _mute_finalisation() -> None:
     """
     sys.stderr.flush()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def _leave_if_server_is_lost(end: SystemExit) -> None:
+    """End at once where Prefect would offer a server that is gone each record for 8 s first."""
+    if end.code != 1:
+        return
+    from flows.local_server import ServerLostError
+
+    cause: BaseException | None = end
+    while cause and not isinstance(cause, ServerLostError):
+        cause = cause.__cause__ or cause.__context__
+    if cause:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def _print_answer(outcome: dict[str, Any]) -> None:

@@ -20,6 +20,10 @@ from tell_core.errors import TellError
 from tell_core.results import sole_owner
 
 
+class ServerLostError(TellError):
+    """The private server ended before its run; Prefect still holds records for it."""
+
+
 @contextmanager
 def prefect_server(home: Path) -> Iterator[Callable[[], None]]:
     """Have the Prefect server named by PREFECT_API_URL, or a private one, while the block runs.
@@ -54,7 +58,7 @@ def _private_server(home: Path) -> Iterator[Callable[[], None]]:
     except httpx.HTTPError as error:
         if process.poll() is None:
             raise
-        raise TellError(
+        raise ServerLostError(
             f"the private Prefect server ended in the middle of the run with code"
             f" {process.returncode}; its log is {log}. What was finished is kept: run the same"
             " command again"
