@@ -15,7 +15,10 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from flows.cli import app
+from flows.cli import _leave_if_server_is_lost, app
+from flows.local_server import ServerLostError
+from flows.printing import explained
+from tell_core.errors import TellError
 from tests.fixtures.tiny import write_tiny_spec
 
 runner = CliRunner()
@@ -67,6 +70,24 @@ def surface_of(group: Any, prefix: str = "") -> dict[str, list[str]]:
             options = [option for parameter in command.params for option in parameter.opts]
             surface[prefix + name] = sorted(options)
     return surface
+
+
+@pytest.mark.parametrize(("error", "leaves"), [(ServerLostError, [1]), (TellError, [])])
+def test_only_a_lost_server_ends_the_command_without_waiting(error, leaves, monkeypatch):
+    left: list[int] = []
+    monkeypatch.setattr("flows.cli.os._exit", left.append)
+
+    @explained
+    def command() -> None:
+        raise error("gone")
+
+    with pytest.raises(typer.Exit) as ended:
+        command()
+    end = SystemExit(ended.value.exit_code)
+    end.__context__ = ended.value
+    _leave_if_server_is_lost(end)
+
+    assert left == leaves
 
 
 def test_the_surface_is_frozen():
