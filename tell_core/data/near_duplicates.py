@@ -4,6 +4,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from tell_core.data.short_items import find_short_copies
 from tell_core.data.similarity import SHINGLE_WORDS, count_phrases, find_similar
 from tell_core.data.telling import Progress, silent
 from tell_core.data.words import IndexArray, WordStore
@@ -52,7 +53,9 @@ def find_near_duplicates(
     similarity: float,
     report: Progress = silent,
 ) -> None:
-    """Fill the table `alike_pairs` with all pairs of examples that are alike, see `find_similar`.
+    """Fill the table `alike_pairs` with all pairs of examples that are alike.
+
+    Which are: see `find_similar`, and `find_short_copies` for short test, dev and retention items.
 
     Args:
         connection: Workspace in which `create_near_duplicate_tables` was called.
@@ -71,6 +74,7 @@ def find_near_duplicates(
             "same_answer": pairs.same_answer,
         }
         insert_table(connection, "alike_pairs", pa.table(columns))
+    find_short_copies(connection, store, id_of, counts, similarity, report)
 
 
 def settle_near_duplicates(

@@ -52,7 +52,8 @@ def find_overlap(connection: duckdb.DuckDBPyConnection, *, drop: bool) -> None:
     training and general examples also among the dev items, general ones also in the task's
     training data; the first of these that has it counts.
     It matches when its prompt is one of those, either bare or with the task's own instruction
-    before it. Case and white space make no difference. Examples already listed are left out, so
+    before it; or when prompt and response together are, wherever between words the one ends and the
+    other begins. Case and white space make no difference. Examples already listed are left out, so
     that it can be called again once parts have changed.
 
     Args:
@@ -60,7 +61,8 @@ def find_overlap(connection: duckdb.DuckDBPyConnection, *, drop: bool) -> None:
         drop: Whether matching examples leave `examples` for `rejects`, as ``test_overlap``,
             ``retention_overlap``, ``dev_overlap`` or ``task_overlap``.
     """
-    connection.execute(_FIND, [EVIDENCE_CHARACTERS, drop])
+    for key, matched in _MATCHES.items():
+        connection.execute(_FIND.format(key=key, matched=matched), [EVIDENCE_CHARACTERS, drop])
     if drop:
         connection.execute(_REJECT, [REJECT_TEXT_CHARACTERS])
         connection.execute("delete from examples where id in (select id from overlap)")
@@ -68,7 +70,7 @@ def find_overlap(connection: duckdb.DuckDBPyConnection, *, drop: bool) -> None:
 
 _TABLES = """
 create table prompt_keys (
-    id bigint, is_bare boolean, prompt_key varchar, response_key varchar);
+    id bigint, is_bare boolean, prompt_key varchar, response_key varchar, text_key varchar);
 create table places (part varchar, place integer, reason varchar);
 insert into places values
     ('task_test', 0, 'test_overlap'), ('retention', 1, 'retention_overlap'),
@@ -80,6 +82,12 @@ create table overlap (
     text varchar, matched_text varchar, dropped boolean);
 """
 
+# What two examples have in common -> SQL of what that is called; the first that holds counts.
+_MATCHES = {
+    "prompt_key": "case when k.response_key = mk.response_key then 'prompt_and_response'"
+    " else 'prompt' end",
+    "text_key": "'same_text'",
+}
 _FIND = """
 insert into overlap by name
 with placed as (
@@ -90,12 +98,11 @@ protected as (
     where placed.place < (select max(place) from places))
 select e.id, e.source_id, e.file, e.line, e.example_id, m.part as against,
     m.file as matched_file, m.source as matched_source, m.line as matched_line,
-    case when k.response_key = mk.response_key then 'prompt_and_response' else 'prompt' end
-        as matched,
+    {matched} as matched,
     substring(e.prompt || chr(10) || e.response, 1, $1) as text,
     substring(m.prompt || chr(10) || m.response, 1, $1) as matched_text, $2 as dropped
 from prompt_keys k
-    join protected mk on mk.prompt_key = k.prompt_key and k.is_bare and mk.id <> k.id
+    join protected mk on mk.{key} = k.{key} and k.is_bare and mk.id <> k.id
     join placed e on e.id = k.id
     join placed m on m.id = mk.id and m.place < e.place
 where k.id not in (select id from overlap)
@@ -120,5 +127,8 @@ def _keys(rows: list[dict[str, object]], instruction: str) -> pa.Table:
             "is_bare": [not instruction] * len(rows),
             "prompt_key": [normalised_key(f"{instruction}{row['prompt']}") for row in rows],
             "response_key": [normalised_key(str(row["response"])) for row in rows],
+            "text_key": [
+                normalised_key(f"{instruction}{row['prompt']} {row['response']}") for row in rows
+            ],
         }
     )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from tell_core.data.words import HashArray, IndexArray, Words, mixed
 
@@ -76,9 +77,13 @@ class PhraseCounts:
         """Count the shingles of further texts."""
         np.add.at(self._counts, sets.hashes >> self._shift, np.uint32(1))
 
+    def is_rare(self, hashes: HashArray, max_texts: int) -> npt.NDArray[np.bool_]:
+        """Shape of ``hashes``. Which shingles stand in at most ``max_texts`` texts."""
+        return np.asarray(self._counts[hashes >> self._shift] <= max_texts)
+
     def without_common(self, sets: ShingleSets, max_texts: int) -> ShingleSets:
         """The sets without the shingles that stand in more than ``max_texts`` texts."""
-        is_rare = self._counts[sets.hashes >> self._shift] <= max_texts
+        is_rare = self.is_rare(sets.hashes, max_texts)
         kept_before = np.concatenate([[0], np.cumsum(is_rare)])
         return ShingleSets(sets.hashes[is_rare], kept_before[sets.offsets])
 

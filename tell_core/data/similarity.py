@@ -35,7 +35,7 @@ MIN_SHINGLES = 20
 STOCK_EXAMPLES = 50
 _WINDOW_WORDS, _MAX_CHANGED = 10, 3
 _MAX_ALIGNED_WORDS = 4000
-_TEMPLATE_ALLOWANCE = 0.1
+TEMPLATE_ALLOWANCE = 0.1
 _MISS_RATE = 1e-4
 _MAX_HASHES = 160
 _BAND_BASE = 0x9FB21C651E98DF25
@@ -185,7 +185,7 @@ def _sketch(
 ) -> None:
     """Fill the table `bands` with the band keys of every example that has enough shingles."""
     connection.execute("create table bands (place bigint, key ubigint)")
-    num_bands, width = band_shape(similarity - _TEMPLATE_ALLOWANCE)
+    num_bands, width = band_shape(similarity - TEMPLATE_ALLOWANCE)
     start = 0
     for words in store.batches(_BATCH_ROWS):
         report("sketch", start, store.num_examples)
@@ -256,7 +256,7 @@ class _Sets:
     def similarities(self, first: IndexArray, second: IndexArray) -> FloatArray:
         """Shape (P,). By shingles where both have enough of them; else 1 for the same words."""
         has_enough = np.minimum(self.rare.sizes[first], self.rare.sizes[second]) >= MIN_SHINGLES
-        without_templates = _jaccard(self.rare, first, second) + _TEMPLATE_ALLOWANCE
+        without_templates = _jaccard(self.rare, first, second) + TEMPLATE_ALLOWANCE
         near = np.minimum(_jaccard(self.every, first, second), without_templates)
         return np.where(has_enough, near, self.digests[first] == self.digests[second])
 

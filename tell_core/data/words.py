@@ -54,11 +54,18 @@ class Words:
         """The words of one text."""
         return self.hashes[self.offsets[text] : self.offsets[text + 1]]
 
+    def first_of_each_pair(self) -> "Words":
+        """The words of the first, third, fifth, ... text."""
+        return self._every_other(0)
+
     def second_of_each_pair(self) -> "Words":
         """The words of the second, fourth, sixth, ... text."""
+        return self._every_other(1)
+
+    def _every_other(self, first: int) -> "Words":
         sizes = np.diff(self.offsets)
-        is_kept = np.repeat(np.arange(self.num_texts) % 2 == 1, sizes)
-        offsets = np.concatenate([[0], np.cumsum(sizes[1::2])]).astype(np.int64)
+        is_kept = np.repeat(np.arange(self.num_texts) % 2 == first, sizes)
+        offsets = np.concatenate([[0], np.cumsum(sizes[first::2])]).astype(np.int64)
         return Words(self.hashes[is_kept], offsets)
 
     def texts(self, start: int, stop: int) -> "Words":

@@ -56,6 +56,7 @@ _ROLES = {
 _REASONS = {
     "prompt": "the same prompt",
     "prompt_and_response": "the same prompt and response",
+    "same_text": "the same text, divided otherwise into prompt and response",
     "13_grams": "runs of 13 words of its prompt",
 }
 Json = Mapping[str, Any]

@@ -227,6 +227,31 @@ def test_training_examples_with_the_prompt_of_a_carved_dev_item_leave(world, tok
     assert profile["sources"][0]["num_kept"] + len(tables["overlap"]) == 60
 
 
+def test_an_item_cut_elsewhere_into_prompt_and_response_is_found(world, tokenizer):
+    rows = [_cut_elsewhere(row) for row in task_rows(4, start=10_001)]
+    of_train, bare, with_instruction, other = rows
+    write_rows(world / "train.jsonl", [*task_rows(60), of_train])
+    bare["prompt"] = bare["prompt"].removeprefix(PREFIX)
+    other["response"] += " and more"
+    write_rows(world / "chat.jsonl", [*general_rows(20), bare, with_instruction, other])
+
+    _, tables = _curate(world, tokenizer)
+
+    columns = ("source", "line", "matched", "matched_line")
+    assert [tuple(row[name] for name in columns) for row in tables["overlap"]] == [
+        ("train", 61, "same_text", 2),
+        ("chat", 21, "same_text", 3),
+        ("chat", 22, "same_text", 4),
+    ]
+
+
+def _cut_elsewhere(row):
+    """The same text, but only the first three words after the instruction are the prompt."""
+    *words, rest = row["prompt"].removeprefix(PREFIX).split(" ", 3)
+    response = f"{rest.upper()}\n{row['response']}"
+    return row | {"prompt": PREFIX + " ".join(words), "response": response}
+
+
 def test_overlap_names_the_test_item_whose_response_is_the_same(world, tokenizer):
     test = task_rows(1, start=10_000)[0]
     write_rows(world / "test.jsonl", [test | {"response": "something else"}, test])
@@ -403,6 +428,7 @@ def test_every_step_tells_of_itself_and_none_goes_back(world, tokenizer):
         "count runs of 5 words",
         "sketch",
         "join candidates",
+        "short items",
         "near-duplicates",
         "count runs of 13 words",
         "pieces of test items",
