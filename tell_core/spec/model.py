@@ -239,9 +239,10 @@ class TrainingSpec(Section):
     lora_alpha: PositiveFloat = 16.0
     """Scale of the adapters: alpha / rank multiplies their output."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout before the adapters."""
+    """Dropout before the adapters; not with adapters of experts."""
     lora_targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Modules that get adapters."""
+    """Modules that get adapters; all-linear: every linear layer within the body, and every expert
+    of a mixture-of-experts layer, which can also be named (`experts.down_proj`)."""
     keep: Literal["best_dev", "last"] = "best_dev"
     """Weights kept: of the probe step with the lowest task dev loss, or of the last step."""
     num_probes: Annotated[int, Field(ge=2)] = 16
