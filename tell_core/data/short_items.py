@@ -24,6 +24,7 @@ from tell_core.data.telling import Progress, silent
 from tell_core.data.words import IndexArray, Words, WordStore, mixed, text_digests
 from tell_core.data.workspace import fetch_all, insert_table, stream_columns
 
+SHORT_WORDS = MIN_SHINGLES + SHINGLE_WORDS - 1
 _BATCH_ROWS = 512
 _PAIRS_AT_ONCE = 8192
 _Keys = dict[str, npt.NDArray[Any]]
@@ -39,8 +40,8 @@ def find_short_copies(
 ) -> None:
     """Add to `alike_pairs` short protected items and examples with a prompt alike, the answer same.
 
-    Short is a prompt of fewer than 20 distinct runs of 5 words. It is alike when its words are the
-    same, or when the Jaccard similarity of the runs reaches ``similarity`` and that of the runs
+    Short is a prompt of fewer than 24 words, which are 20 runs of 5. It is alike when its words are
+    the same, or when the Jaccard similarity of the runs reaches ``similarity`` and that of the runs
     which stand in at most 50 examples is lower by 0.1 at most. Answers are the same when their
     words are.
 
@@ -63,7 +64,7 @@ def find_short_copies(
         insert_table(connection, "short_items", pa.table(columns))
         known.append(columns["key"])
     every, start = np.unique(np.concatenate(known)), 0
-    for words in store.batches(_BATCH_ROWS):
+    for words in store.batches(_BATCH_ROWS) if len(every) else ():
         report("short items", start, store.num_examples)
         columns = _keys(words, np.arange(start, start + words.num_texts // 2), counts)
         is_known = np.isin(columns["key"], every)
@@ -113,20 +114,18 @@ def _keys(words: Words, rows: IndexArray, counts: PhraseCounts) -> _Keys:
 
     A key is of a run and of the answer, so that only examples with the same answer share one.
     """
-    prompts, responses = words.first_of_each_pair(), words.second_of_each_pair()
+    prompts = words.first_of_each_pair()
+    short = np.flatnonzero(np.diff(prompts.offsets) < SHORT_WORDS)
+    prompts, answers = prompts.only(short), text_digests(words.second_of_each_pair().only(short))
     sets = word_shingles(prompts, SHINGLE_WORDS)
     rare = counts.without_common(sets, STOCK_EXAMPLES)
-    answers = text_digests(responses)
-    short = np.flatnonzero(sets.sizes < MIN_SHINGLES)
-    is_short = np.repeat(sets.sizes < MIN_SHINGLES, sets.sizes)
-    places = np.repeat(np.arange(len(rows)), sets.sizes)[is_short]
-    runs = sets.hashes[is_short]
-    keys = np.concatenate([runs, text_digests(prompts)[short]])
-    of = np.concatenate([places, short])
-    is_whole = np.arange(len(keys)) >= len(runs)
-    is_rare = counts.is_rare(runs, STOCK_EXAMPLES)
+    places = np.arange(len(short))
+    of = np.concatenate([np.repeat(places, sets.sizes), places])
+    is_whole = np.arange(len(of)) >= len(sets.hashes)
+    keys = np.concatenate([sets.hashes, text_digests(prompts)])
+    is_rare = counts.is_rare(sets.hashes, STOCK_EXAMPLES)
     return {
-        "row": rows[of],
+        "row": rows[short[of]],
         "key": mixed(keys ^ mixed(answers[of] + is_whole.astype(np.uint64))),
         "is_whole": is_whole,
         "is_rare": np.concatenate([is_rare, np.zeros(len(short), dtype=np.bool_)]),

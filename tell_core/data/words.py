@@ -56,17 +56,19 @@ class Words:
 
     def first_of_each_pair(self) -> "Words":
         """The words of the first, third, fifth, ... text."""
-        return self._every_other(0)
+        return self.only(np.arange(0, self.num_texts, 2))
 
     def second_of_each_pair(self) -> "Words":
         """The words of the second, fourth, sixth, ... text."""
-        return self._every_other(1)
+        return self.only(np.arange(1, self.num_texts, 2))
 
-    def _every_other(self, first: int) -> "Words":
+    def only(self, texts: IndexArray) -> "Words":
+        """The words of some texts, whose numbers rise."""
         sizes = np.diff(self.offsets)
-        is_kept = np.repeat(np.arange(self.num_texts) % 2 == first, sizes)
-        offsets = np.concatenate([[0], np.cumsum(sizes[first::2])]).astype(np.int64)
-        return Words(self.hashes[is_kept], offsets)
+        is_kept = np.zeros(self.num_texts, dtype=np.bool_)
+        is_kept[texts] = True
+        offsets = np.concatenate([[0], np.cumsum(sizes[texts])]).astype(np.int64)
+        return Words(self.hashes[np.repeat(is_kept, sizes)], offsets)
 
     def texts(self, start: int, stop: int) -> "Words":
         """The words of texts ``start`` to ``stop``, the last left out."""
