@@ -7,6 +7,7 @@ that is no instruction at all is none. Rejected texts are kept with their reason
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -33,7 +34,7 @@ LEAK_WORDS = 5
 NEAR_DUPLICATE = 0.8
 """Jaccard similarity of the pairs of words from which on two texts are near-duplicates."""
 _MAX_CHARACTERS = 600  # of a shown input or output, so that one of them leaves room for others
-_LABELS = ("instruction:", "task:", "prompt:")
+_LABEL = re.compile(r"^\s*(instructions?|task|prompt):\s*", re.IGNORECASE)
 _BATCH = 4
 _ASK = (
     "Here are examples of one task, each with an input and the output that was expected.\n\n"
@@ -155,10 +156,7 @@ def filter_candidates(
 
 def clean(text: str) -> str:
     """The first paragraph, without a label before it or quotation marks around it."""
-    text = text.strip().split("\n\n")[0].strip()
-    for label in _LABELS:
-        if text.lower().startswith(label):
-            text = text[len(label) :].strip()
+    text = _LABEL.sub("", text).strip().split("\n\n")[0].strip()
     if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
         text = text[1:-1].strip()
     return text

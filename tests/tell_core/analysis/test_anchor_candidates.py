@@ -88,7 +88,14 @@ def test_what_stands_in_every_example_is_no_leak() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [GOOD, f"  {GOOD}\n", f'"{GOOD}"', f"Instruction: {GOOD}", f"{GOOD}\n\nFor example, six."],
+    [
+        GOOD,
+        f"  {GOOD}\n",
+        f'"{GOOD}"',
+        f"Instruction: {GOOD}",
+        f"\nInstructions:\n\n{GOOD}",
+        f"{GOOD}\n\nFor example, six.",
+    ],
 )
 def test_labels_quotation_marks_and_later_paragraphs_are_taken_off(text: str) -> None:
     assert clean(text) == GOOD
