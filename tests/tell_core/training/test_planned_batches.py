@@ -8,6 +8,7 @@ import pytest
 from tell_core.errors import ModelError
 from tell_core.pipeline import curate_stage, mix_stage, settled, train_stage
 from tell_core.plan import make_plan, plan_rows
+from tell_core.results import _batches
 from tell_core.spec.model import ExperimentSpec, TrainingSpec
 from tell_core.store import read_json
 from tell_core.training.attention import planned_limits
@@ -56,6 +57,9 @@ def test_planned_forward_passes_and_padding_are_those_of_the_training(
             one = settled(spec, spec.training.candidates[0])
             trained = train_stage(one, entry.cell, mix_stage(one, entry.cell, curated))
             done[entry.cell.name] = read_json(trained.path / "summary.json")
+            recorded = _batches(trained)
+            assert recorded is not None
+            assert recorded.items() <= done[entry.cell.name].items()
     assert len(done) == 2
     assert {name for name, batches in planned.items() if batches} == set(done)
     for name, summary in done.items():
