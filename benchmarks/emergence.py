@@ -1,6 +1,6 @@
 """Run the cells of an experiment that the predictions read, test the predictions, print the table.
 
-The full grid of `configs/emergence_demo.yaml` has 271 cells, of which P1 to P6 read 67: `tell` and
+The full grid of `configs/emergence_demo.yaml` has 271 cells, of which P1 to P7 read 67: `tell` and
 `sft_matched` over all general budgets at the smallest task budget, `sft` at every task budget, and
 the other arms at the largest general budget alone.
 
@@ -24,7 +24,7 @@ OVER_GENERAL = ("tell", "sft_matched")
 
 
 def cells_that_predictions_read(spec: ExperimentSpec) -> list[Cell]:
-    """The cells of the grid that P1 to P6 are computed from."""
+    """The cells of the grid that P1 to P7 are computed from."""
     task, general = min(spec.budgets.task_tokens), max(spec.budgets.general_tokens)
     return [
         cell
