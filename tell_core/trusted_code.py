@@ -115,8 +115,9 @@ def allow(directory: Path, model: str, revision: str | None) -> list[Allowed]:
 def forbid(model: str) -> list[Allowed]:
     """Take everything that was allowed for a model off the list; returns those entries."""
     entries = allowed_code()
-    _write([entry for entry in entries if entry.model != model])
-    return [entry for entry in entries if entry.model == model]
+    if found := [entry for entry in entries if entry.model == model]:
+        _write([entry for entry in entries if entry.model != model])
+    return found
 
 
 def _write(entries: list[Allowed]) -> None:
