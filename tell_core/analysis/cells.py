@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from tell_core.analysis.curves import CurvePoint, score_trainings
-from tell_core.analysis.emergence import emergence_of_cell
 from tell_core.analysis.resampling import FloatArray, Resampling, item_weights
 from tell_core.errors import AnalysisError
 from tell_core.evaluation.base import PREDICTIONS_FILE, SCORES_FILE, Metric
@@ -158,26 +157,6 @@ class ItemStatistics:
                 f" {len(expected)}, and they are not the same: leverage compares cells on the same"
                 " items in the same order. Evaluate both again with one specification."
             )
-
-
-def trace_cell(cell: AnalysedCell) -> dict[str, Any] | None:
-    """The entry of a cell in emergence.json, or None for an arm without training.
-
-    Raises:
-        AnalysisError: The probe losses do not belong to the probe items.
-    """
-    if cell.trained is None:
-        return None
-    with np.load(cell.trained / "probe.npz", allow_pickle=False) as arrays:
-        steps, losses = arrays["steps"], arrays["losses"]
-    items = read_lines(cell.mixed / "probe_items.jsonl")
-    if losses.shape != (len(steps), len(items)):
-        raise AnalysisError(
-            f"cell {cell.name}: probe losses of shape {losses.shape}, expected {len(steps)} steps"
-            f" by {len(items)} probe items. Remove {cell.trained} and run again."
-        )
-    names, roles = [item["item_id"] for item in items], [item["role"] for item in items]
-    return emergence_of_cell(steps, losses, names, roles)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

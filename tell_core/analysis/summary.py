@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tell_core.analysis.cells import AnalysedCell, ItemStatistics, Progress, trace_cell
+from tell_core.analysis.cells import AnalysedCell, ItemStatistics, Progress
 from tell_core.analysis.curves import CurvePoint, curve_row
 from tell_core.analysis.emergence import MIN_POINTS, REMARK, emergence_summary
 from tell_core.analysis.forecast import HORIZON_FACTOR, forecast_metric
@@ -13,6 +13,7 @@ from tell_core.analysis.multiple import holm
 from tell_core.analysis.power import measured_power
 from tell_core.analysis.price import price_rows
 from tell_core.analysis.resampling import Resampling
+from tell_core.analysis.traces import trace_cell
 from tell_core.analysis.variance import variance_row
 from tell_core.analysis.words import ARM_WORDS, count, metric_words, number, rounded, short
 from tell_core.evaluation.base import Metric

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tell_core.analysis.cells import AnalysedCell, read_lines
+from tell_core.analysis.emergence import emergence_of_cell
 from tell_core.analysis.resampling import FloatArray
 from tell_core.data.encoding import EncodedExamples
 from tell_core.errors import AnalysisError
@@ -107,6 +108,18 @@ def read_trace(cell: AnalysedCell) -> CellTrace | None:
         token_ids=_token_ids(cell.mixed / "probe.safetensors", examples, positions),
         token_losses=token_losses.astype(np.float64),
     )
+
+
+def trace_cell(cell: AnalysedCell) -> dict[str, Any] | None:
+    """The entry of a cell in emergence.json, or None for an arm without training.
+
+    Raises:
+        AnalysisError: As `read_trace`.
+    """
+    trace = read_trace(cell)
+    if trace is None:
+        return None
+    return emergence_of_cell(trace.steps, trace.losses, trace.items, trace.roles)
 
 
 def _read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
