@@ -92,7 +92,10 @@ def _facts(summary: dict[str, Any], clusters: list[dict[str, Any]]) -> list[tupl
             "agreement of subsamples",
             f"{summary['agreement']:.2f}; without clusters {max(summary['chance']):.2f}",
         ),
-        ("tokens that are the commonest output of their cluster", f"{summary['output_purity']:.0%}"),
+        (
+            "tokens that are the commonest output of their cluster",
+            f"{summary['output_purity']:.0%}",
+        ),
         ("agreement with output tokens", f"{summary['output_agreement']:.2f}"),
         (
             "slope of size over rank",
