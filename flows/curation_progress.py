@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from tell_core.data.telling import Progress as OnProgress
 
 _LINE_EVERY_SECONDS = 5.0
+_HUNDRED = 100
 
 
 @contextmanager
@@ -45,5 +46,6 @@ class _Lines:
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + _LINE_EVERY_SECONDS
-        line = f"curate · {step}: {done:,} of {total:,}"
+        how_far = f"{done} %" if total == _HUNDRED else f"{done:,} of {total:,}"
+        line = f"curate · {step}: {how_far}"
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -191,7 +191,8 @@ class _RowsRead:
     def add(self, num_rows: int) -> None:
         """Count further rows."""
         self.num_rows += num_rows
-        self.report(f"read {self.name}, {self.num_rows:,} rows", self.file, self.num_files)
+        so_far = f", {self.num_rows:,} rows" if self.num_rows else ""
+        self.report(f"read {self.name}{so_far}", self.file, self.num_files)
 
 
 def _load_file(

@@ -48,7 +48,7 @@ def test_names_from_data_are_no_markup(clock):
         clock[0] = 6.0
         report("read [red]x[/red], 5 rows", 0, 100)
 
-    assert console.file.getvalue() == "curate · read [red]x[/red], 5 rows: 0 of 100\n"
+    assert console.file.getvalue() == "curate · read [red]x[/red], 5 rows: 0 %\n"
 
 
 def test_a_terminal_gets_a_bar_with_the_step():
