@@ -3,6 +3,7 @@
 Each function is a control of `tell quanta controls`; docs/quanta.md shows what they gave.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -89,14 +90,14 @@ def parity_findings(run: ParityRun) -> ParityFindings:
     )
 
 
-def parity() -> list[Check]:
+def parity(setting: ParitySetting = PARITY, seeds: Sequence[int] = PARITY_SEEDS) -> list[Check]:
     """Sparse parity: subtasks emerge in the order of their use, and the sum predicts the slope."""
     checks = []
-    for seed in PARITY_SEEDS:
+    for seed in seeds:
         found: list[ParityFindings] = []
 
         def emerged(seed: int = seed, found: list[ParityFindings] = found) -> tuple[str, bool]:
-            found.append(parity_findings(train_parity(PARITY, seed)))
+            found.append(parity_findings(train_parity(setting, seed)))
             return str(found[0].num_emerged), found[0].num_emerged >= MIN_EMERGED
 
         name = f"sparse parity, seed {seed}"

@@ -15,18 +15,22 @@ Shape letters: B examples of a batch, K subtasks, n bits, k bits of a subtask, W
 
 import math
 from dataclasses import dataclass
+from dataclasses import fields as dataclass_fields
 from itertools import combinations
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+import yaml
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from tell_core.analysis.power_law import zipf_frequencies
 from tell_core.analysis.resampling import FloatArray
-from tell_core.errors import AnalysisError
+from tell_core.errors import AnalysisError, InputError
 
 IntArray = npt.NDArray[np.int64]
 
@@ -93,6 +97,26 @@ class ParityRun:
     def mean_loss(self) -> FloatArray:
         """Shape (P,). Loss over the distribution of subtasks."""
         return np.asarray(self.losses @ self.frequencies)
+
+
+def read_parity(path: Path) -> tuple[ParitySetting, tuple[int, ...]]:
+    """A problem and the seeds to train it with, from YAML: the fields of the setting, and `seeds`.
+
+    Raises:
+        InputError: The file cannot be read, a key is unknown, or a value has the wrong type.
+        AnalysisError: The problem has too few subsets.
+    """
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        seeds = TypeAdapter(tuple[int, ...]).validate_python(fields.pop("seeds", (0,)))
+        known = [field.name for field in dataclass_fields(ParitySetting)]
+        if unknown := sorted(set(fields) - set(known)):
+            raise InputError(f"{path}: unknown key {unknown[0]!r}; there are {', '.join(known)}")
+        return TypeAdapter(ParitySetting).validate_python(fields), seeds
+    except (OSError, AttributeError, TypeError, yaml.YAMLError, ValidationError) as error:
+        raise InputError(
+            f"{path} holds no sparse parity problem: {error}. See configs/parity.yaml"
+        ) from error
 
 
 class ParityNetwork(nn.Module):

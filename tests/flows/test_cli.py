@@ -120,7 +120,7 @@ def test_the_surface_is_frozen():
             *("--cell", "--data", "--dimensions", "--json", "--max-examples", "--max-tokens"),
             *("--no-track", "--out", "--seed", "--tokens", "source"),
         ],
-        "quanta controls": ["--json", "--only"],
+        "quanta controls": ["--json", "--only", "--parity"],
         "anchor": [
             *("--candidates", "--examples", "--json", "--max-tokens", "--out", "--seed", "--set"),
             *("--shots", "--train", "spec"),

@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tell_core.analysis import controls
-from tell_core.analysis.parity import LOG_2, ParitySetting, draw_subsets, train_parity
-from tell_core.errors import AnalysisError
+from tell_core.analysis.parity import (
+    LOG_2,
+    ParitySetting,
+    draw_subsets,
+    read_parity,
+    train_parity,
+)
+from tell_core.errors import AnalysisError, InputError
+
+CONFIG = Path(__file__).parents[3] / "configs" / "parity.yaml"
 
 SMALL = ParitySetting(
     num_subtasks=6, num_bits=6, width=64, batch_size=200, num_steps=1200, learning_rate=5e-3
@@ -55,6 +64,23 @@ def test_a_seed_gives_the_same_training_and_leaves_the_random_state_alone() -> N
 
     assert np.array_equal(first.losses, second.losses)
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_the_problem_of_the_file_is_that_of_the_control() -> None:
+    setting, seeds = read_parity(CONFIG)
+
+    assert (setting, seeds) == (controls.PARITY, controls.PARITY_SEEDS)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [("num_subtask: 5", "num_subtasks"), ("width: wide", "width"), ("- 1", "no sparse parity")],
+)
+def test_a_file_of_something_else_is_refused(tmp_path: Path, text: str, word: str) -> None:
+    (tmp_path / "parity.yaml").write_text(text)
+
+    with pytest.raises(InputError, match=word):
+        read_parity(tmp_path / "parity.yaml")
 
 
 @pytest.mark.slow
