@@ -9,7 +9,10 @@ on what else the machine does. Peak memory is that of a process with one engine 
     tell mix configs/halu_smollm2_cpu.yaml --set data=DIRECTORY --set model=MODEL --out RUN
     python benchmarks/training.py --mixture RUN/stages/mix-... --model MODEL
     python benchmarks/training.py --mixture RUN/stages/mix-... --shape 256x4
+    python benchmarks/training.py --random-tokens 2048 --shape llama-8b --dtype bfloat16 \\
+        --device cuda --micro-batch-tokens 8192 --engines tell
 
+The last one tells how much of a GPU's arithmetic is used, on random tokens: no data is needed.
 Needs ``trl`` for the engines that bear its name; --engines leaves it out.
 """
 
@@ -71,7 +74,8 @@ class Bench:
         self.arguments = arguments
         self.device = resolve_device(arguments.device)
         self.base = _model(arguments, self.device)
-        whole = open_mixture(arguments.mixture)
+        self.utilisation: float | None = None
+        whole = open_mixture(arguments.mixture) if arguments.mixture else _random_mixture(arguments)
         order = whole.order[: arguments.steps * arguments.batch_size]
         rows, inverse = np.unique(order, return_inverse=True)
         examples = whole.examples.select(rows)
@@ -109,7 +113,9 @@ class Bench:
     def _tell(self) -> float:
         trainer = self._trainer()
         with tempfile.TemporaryDirectory() as out:
-            return _timed(lambda: trainer.run(Path(out), "benchmark"), self.device)
+            took = _timed(lambda: trainer.run(Path(out), "benchmark"), self.device)
+        self.utilisation = trainer.model_flops_utilisation()
+        return took
 
     def _bare_loop(self) -> float:
         """The same forward passes, collated beforehand, and nothing but what a step must do."""
@@ -205,6 +211,7 @@ class Bench:
             "examples": len(self.mixture.order),
             "forward_passes": counts.forward_passes,
             "padding_share": counts.padding_share,
+            "model_flops_utilisation": self.utilisation,  # of the last run; see telemetry
             "cpu_seconds": seconds,
             "useful_tokens_per_second": {
                 engine: self.num_tokens / statistics.median(took)
@@ -234,14 +241,34 @@ def _model(arguments: argparse.Namespace, device: torch.device) -> Any:
         return load_model(str(arguments.model), dtype=arguments.dtype, device=device).model
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    width, layers = map(int, arguments.shape.split("x"))
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=arguments.vocabulary, hidden_size=width, intermediate_size=width * 8 // 3,
-        num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=4,
-        max_position_embeddings=4096, tie_word_embeddings=True,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).to(device)
+    if arguments.shape == "llama-8b":
+        config = LlamaConfig(
+            vocab_size=arguments.vocabulary, hidden_size=4096, intermediate_size=14336,
+            num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
+            max_position_embeddings=4096,
+        )  # fmt: skip
+    else:
+        width, layers = map(int, arguments.shape.split("x"))
+        config = LlamaConfig(
+            vocab_size=arguments.vocabulary, hidden_size=width, intermediate_size=width * 8 // 3,
+            num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=4,
+            max_position_embeddings=4096, tie_word_embeddings=True,
+        )  # fmt: skip
+    with device:
+        model = LlamaForCausalLM._from_config(
+            config, dtype=resolve_precision(arguments.dtype, device).weights
+        )
+    return model.eval()
+
+
+def _random_mixture(arguments: argparse.Namespace) -> Mixture:
+    """Examples of equal length whose second half is supervised."""
+    random = np.random.default_rng(0)
+    length, count = arguments.random_tokens, arguments.steps * arguments.batch_size
+    tokens = random.integers(arguments.vocabulary, size=(count, length), dtype=np.int32)
+    examples = from_lists([(row, length // 2) for row in tokens], is_task=True)
+    return Mixture(examples, np.arange(count, dtype=np.int32))
 
 
 def _tokenizer() -> Any:
@@ -274,9 +301,13 @@ def _version(name: str) -> str:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--mixture", type=Path, required=True, help="a mix stage")
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument("--mixture", type=Path, help="a mix stage")
+    data.add_argument("--random-tokens", type=int, help="length of random examples instead")
     parser.add_argument("--model", type=Path, help="a model directory; default: random weights")
-    parser.add_argument("--shape", default="256x4", help="width x layers of a random Llama")
+    parser.add_argument(
+        "--shape", default="256x4", help="width x layers of a random Llama, or llama-8b"
+    )
     parser.add_argument("--vocabulary", type=int, default=49152, help="of the random Llama")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
