@@ -36,6 +36,13 @@ def job() -> dict[str, Any]:
     return found
 
 
+def test_the_slurm_job_says_how_many_tasks_share_its_gpus():
+    """Slurm refuses `--gpus-per-task` without a number of tasks."""
+    asked = {line for line in SLURM.read_text().splitlines() if line.startswith("#SBATCH")}
+
+    assert {"#SBATCH --ntasks=1", "#SBATCH --gpus-per-task=1"} <= asked
+
+
 def slurm_job(tmp_path: Path, loops: int) -> "subprocess.Popen[str]":
     """The batch script as a node runs it, with stand-ins for python and scontrol."""
     for name, text in {

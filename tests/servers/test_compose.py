@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 import yaml
+from mlflow import environment_variables as variables
+from prefect.settings import Settings
+from prefect.settings.legacy import _get_settings_fields
 
 DIRECTORY = Path(__file__).resolve().parents[2] / "deploy" / "servers"
 
@@ -37,6 +40,23 @@ def test_every_variable_without_a_default_is_in_the_readme(services: dict[str, A
 
     assert named
     assert all(f"{name}=" in readme for name in named)
+
+
+def test_every_setting_of_the_servers_is_one_that_they_know(services: dict[str, Any]):
+    known = {variable.name for variable in vars(variables).values() if hasattr(variable, "name")}
+    known |= set(_get_settings_fields(Settings)) | {
+        "MLFLOW_BACKEND_STORE_URI"
+    }  # read by its command
+    given = {name for server in ("prefect", "mlflow") for name in services[server]["environment"]}
+
+    assert {name for name in given if name.startswith(("PREFECT_", "MLFLOW_"))} <= known
+
+
+def test_pages_call_the_address_that_the_browser_has(services: dict[str, Any]):
+    prefect, mlflow = services["prefect"]["environment"], services["mlflow"]["environment"]
+
+    assert prefect["PREFECT_SERVER_UI_API_URL"].startswith("${PREFECT_PUBLIC_URL")
+    assert mlflow["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"].startswith("${MLFLOW_PUBLIC_URL")
 
 
 def test_the_databases_that_the_servers_name_are_created(services: dict[str, Any]):
