@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from prefect import flow
+from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
 
@@ -27,7 +27,7 @@ def run_sweep(
 ) -> dict[str, str] | State[None]:
     """Run the experiments that are neither finished nor under way, one after another.
 
-    One that fails does not stop the others; the sweep then fails at its end.
+    One that fails, however it fails, does not stop the others; the sweep then fails at its end.
 
     Args:
         spec_files: The experiments' YAML files.
@@ -39,8 +39,9 @@ def run_sweep(
     for spec_file in spec_files:
         try:
             found[spec_file.stem] = _run_one(spec_file, settings or [], track, adaptive)
-        except TellError as error:
-            found[spec_file.stem] = f"failed: {error}"
+        except Exception as error:  # a server's outage or a full disk is one experiment's too
+            get_run_logger().exception("%s failed", spec_file.stem)
+            found[spec_file.stem] = f"failed: {type(error).__name__}: {error}"
     rows = [{"experiment": name, "outcome": outcome} for name, outcome in found.items()]
     create_table_artifact(key="sweep", table=rows, description="Experiments of the sweep")
     failed = [name for name, outcome in found.items() if outcome.startswith("failed")]
