@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tell_core.bundles.layout import (
     BUNDLE_FILE,
+    DIGEST,
     INPUTS,
     MODEL,
     STAGES,
@@ -42,10 +43,12 @@ from tell_core.spec.arms import parse_arm
 from tell_core.spec.cells import Cell, plan_cells, tuning_cells
 from tell_core.spec.identity import file_digest
 from tell_core.spec.model import Candidate, ExperimentSpec
-from tell_core.store import explain_disk_errors, find_stage, stage_path
+from tell_core.store import explain_disk_errors, find_stage, read_json, stage_path, write_json
 from tell_core.training.loop import PROBE_FILE
 from tell_core.training.models import resolve_model
 
+# In the run directory: digests of the bundles that were exported from it.
+_EXPORTED_FILE = "exported.json"
 # Needed to train, and besides to measure.
 _TRAINING_FILES = (PROBE_FILE,)
 _ITEM_FILES = (PROBE_FILE, "probe_items.jsonl", "test.safetensors", "items.jsonl")
@@ -151,6 +154,22 @@ def export_bundles(
     return Export(is_tuning, bundles, len(jobs) - len(waiting))
 
 
+def is_exported(bundle: Mapping[str, Any], root: Path) -> bool:
+    """Whether bundle.json is, to the last byte, one that was exported from a run directory."""
+    return bundle[DIGEST] in _exported(root)
+
+
+def _exported(root: Path) -> list[str]:
+    path = root / _EXPORTED_FILE
+    return list(read_json(path)) if path.exists() else []
+
+
+def _note_exported(root: Path, digest: str) -> None:
+    known = _exported(root)
+    if digest not in known:
+        write_json(root / _EXPORTED_FILE, sorted([*known, digest]))
+
+
 def _is_inside(path: Path, directory: Path) -> bool:
     return path.absolute().is_relative_to(directory.absolute())
 
@@ -201,7 +220,8 @@ def _write(job: _Job, to: Path, *, with_model: bool, is_packed: bool) -> Path:
     """Write one bundle, or find the very same one there, perhaps with results."""
     with tempfile.TemporaryDirectory(prefix=".export-", dir=to) as aside:
         made = Path(aside) / job.name
-        _fill(job, made, with_model=with_model)
+        sealed = _fill(job, made, with_model=with_model)
+        _note_exported(job.mixed.root, sealed[DIGEST])
         final, is_same = to / job.name, _is_same_bundle
         if is_packed:
             made, final, is_same = pack(made), to / f"{job.name}.tar", _is_same_file
@@ -223,8 +243,8 @@ def _is_same_file(one: Path, other: Path) -> bool:
     return file_digest(one) == file_digest(other)
 
 
-def _fill(job: _Job, directory: Path, *, with_model: bool) -> None:
-    """Write everything of a bundle; bundle.json last."""
+def _fill(job: _Job, directory: Path, *, with_model: bool) -> dict[str, Any]:
+    """Write everything of a bundle, bundle.json last; returns what that holds."""
     inputs = directory / INPUTS
     inputs.mkdir(parents=True)
     if job.train:
@@ -238,7 +258,7 @@ def _fill(job: _Job, directory: Path, *, with_model: bool) -> None:
     if job.train and find_stage(job.mixed.root, "train", job.train):
         stage = stage_path(job.mixed.root, "train", job.train)
         shutil.copytree(stage, directory / STAGES / stage.name)
-    write_sealed(directory / BUNDLE_FILE, fields)
+    return write_sealed(directory / BUNDLE_FILE, fields)
 
 
 def _description(job: _Job, base: Path) -> dict[str, Any]:

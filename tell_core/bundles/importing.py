@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from tell_core.bundles.exporting import is_exported
 from tell_core.bundles.layout import (
     BundleError,
     check_files,
@@ -52,8 +53,9 @@ def import_bundles(paths: Sequence[Path], root: Path) -> list[Imported]:
     """File the results of bundles in the run directory that they were exported from.
 
     Every digest is verified first; nothing of a refused bundle is kept, and the others are
-    imported all the same. Metrics are computed here, from the answers and log-probabilities that
-    were measured there.
+    imported all the same. The settings in a bundle name functions that are imported and called, so
+    they are read only in bundles that this run directory exported. Metrics are computed here, from
+    the answers and log-probabilities that were measured there.
 
     Args:
         paths: Bundles, .tar files of them, or directories that hold them.
@@ -63,8 +65,8 @@ def import_bundles(paths: Sequence[Path], root: Path) -> list[Imported]:
         What became of each, in their order.
 
     Raises:
-        BundleError: Some are damaged, hold links, lead elsewhere, or belong to another experiment
-            or version; all of these are named.
+        BundleError: Some are damaged, hold links, lead elsewhere, were not exported from here, or
+            belong to another version; all of these are named.
     """
     found, refused = [], []
     with tempfile.TemporaryDirectory(prefix=".import-", dir=root) as aside:
@@ -87,6 +89,7 @@ def _unpacked(archive: Path, to: Path) -> Path:
 
 def _import(directory: Path, root: Path) -> Imported:
     bundle = read_bundle(directory)
+    _check_exported(bundle, root)
     name = bundle["name"]
     result = read_result(directory, bundle)
     if result is None:
@@ -106,6 +109,16 @@ def _import(directory: Path, root: Path) -> Imported:
     if stages["evaluate"]:
         is_new = _score(directory, result, spec, bundle, mixed, trained) or is_new
     return Imported(name, NEW if is_new else KNOWN)
+
+
+def _check_exported(bundle: Mapping[str, Any], root: Path) -> None:
+    """Before anything that a bundle says is acted on, see that it was said here."""
+    if not is_exported(bundle, root):
+        raise BundleError(
+            f"it was not exported from {root}, or was changed since: import into the run directory"
+            " that `tell cell export` was given. If that is this one, repeat that command with the"
+            " same --to: results in the bundles there are kept"
+        )
 
 
 def _check_base(spec: ExperimentSpec, bundle: Mapping[str, Any]) -> None:

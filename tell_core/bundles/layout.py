@@ -10,7 +10,8 @@
 ```
 
 ``bundle.json`` and ``result.json`` carry a digest of themselves. Digests find damage and mistakes;
-they are no signatures: who can write a bundle can write its digests too.
+they are no signatures: who can write a bundle can write its digests too. So a run directory keeps
+the digests of what was exported from it, and takes results of nothing else.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ RESULT_FILE = "result.json"
 INPUTS = "inputs"
 MODEL = "model"
 STAGES = "stages"
-_DIGEST = "digest"
+DIGEST = "digest"
 
 
 class BundleError(InputError):
@@ -95,7 +96,7 @@ def read_result(directory: Path, bundle: Mapping[str, Any]) -> dict[str, Any] | 
     if not (directory / RESULT_FILE).exists():
         return None
     result = read_sealed(directory / RESULT_FILE)
-    if result["bundle"] != bundle[_DIGEST]:
+    if result["bundle"] != bundle[DIGEST]:
         raise BundleError(
             f"{directory / RESULT_FILE} is the result of another bundle; run it again"
         )
@@ -106,7 +107,7 @@ def read_result(directory: Path, bundle: Mapping[str, Any]) -> dict[str, Any] | 
 def write_sealed(path: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
     """Write ``fields`` as JSON with a digest of themselves; returns what was written."""
     sealed = {"format": FORMAT, **fields}
-    sealed[_DIGEST] = _digest_of(sealed)
+    sealed[DIGEST] = _digest_of(sealed)
     write_json(path, sealed)
     return sealed
 
@@ -122,7 +123,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
         sealed: dict[str, Any] = read_json(path)
     except StoreError as error:
         raise BundleError(f"{error}; copy or export the bundle again") from error
-    is_whole = isinstance(sealed, dict) and sealed.get(_DIGEST) == _digest_of(sealed)
+    is_whole = isinstance(sealed, dict) and sealed.get(DIGEST) == _digest_of(sealed)
     if not is_whole or path.read_bytes() != json_text(sealed).encode():
         raise BundleError(
             f"{path} is not as it was written (its digest differs); copy or export the bundle again"
@@ -136,7 +137,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
 
 def _digest_of(fields: Mapping[str, Any]) -> str:
-    rest = {name: value for name, value in fields.items() if name != _DIGEST}
+    rest = {name: value for name, value in fields.items() if name != DIGEST}
     return hashlib.sha256(canonical_json(rest).encode()).hexdigest()
 
 

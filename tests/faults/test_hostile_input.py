@@ -10,9 +10,19 @@ import numpy as np
 import pytest
 import torch
 
+from tell_core.bundles.exporting import export_bundles
+from tell_core.bundles.importing import import_bundles
+from tell_core.bundles.layout import (
+    BUNDLE_FILE,
+    RESULT_FILE,
+    BundleError,
+    read_sealed,
+    write_sealed,
+)
 from tell_core.data.rendering import Example
 from tell_core.errors import ModelError, SpecError, TellError
 from tell_core.pipeline import curate_stage, renderer_of
+from tell_core.results import open_run
 from tell_core.spec.loading import load_spec
 from tell_core.store import read_json
 from tell_core.training.models import context_tokens, load_model, load_tokenizer, load_trained
@@ -157,5 +167,30 @@ def test_a_pickle_named_as_data_is_read_as_text_that_is_no_data(
 
     with pytest.raises(TellError, match=r"train\.jsonl"):
         curate_stage(spec, tmp_path / "out")
+
+    assert not mark.exists()
+
+
+def test_code_that_a_bundle_names_is_not_run(
+    tiny_world: Path, mark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    changes = {"arms": ["base"], "seeds": [0], "training": {"learning_rate": 0.003}}
+    spec = load_spec(write_tiny_spec(tmp_path / "spec.yaml", tiny_world, **changes))
+    root, bundle = tmp_path / "run", tmp_path / "bundles" / "base-s0"
+    open_run(spec, root)
+    export_bundles(spec, root, bundle.parent)
+    fields = read_sealed(bundle / BUNDLE_FILE)
+    metrics = [{"name": "bundles.evil:score"}, {"name": "exact_match"}]
+    fields["spec"]["evaluation"]["metrics"] = metrics
+    changed = write_sealed(bundle / BUNDLE_FILE, fields)
+    write_sealed(
+        bundle / RESULT_FILE, {"bundle": changed["digest"], "outcome": "finished", "files": {}}
+    )
+    code = f"from pathlib import Path\nPath({str(mark)!r}).write_text('imported')\n"
+    (bundle.parent / "evil.py").write_text(code + "def score(item, answer):\n    return 1.0\n")
+
+    with pytest.raises(BundleError, match="not exported from"):
+        import_bundles([bundle], root)
 
     assert not mark.exists()

@@ -135,8 +135,28 @@ def test_a_directory_that_exported_something_else_is_told(
 ):
     open_run(spec, tmp_path / "empty")
 
-    with pytest.raises(BundleError, match="does not hold the data"):
+    with pytest.raises(BundleError, match="not exported from"):
         import_bundles([done], tmp_path / "empty")
+
+
+def test_a_directory_that_lost_the_data_of_a_bundle_is_told(root: Path, done: Path):
+    for stage in (root / "stages").glob("mix-*"):
+        shutil.rmtree(stage)
+
+    with pytest.raises(BundleError, match="does not hold the data"):
+        import_bundles([done], root)
+
+
+def test_a_bundle_exported_twice_is_imported_into_the_directory_of_either(
+    spec: ExperimentSpec, root: Path, done: Path, tmp_path: Path
+):
+    other = tmp_path / "other"
+    open_run(spec, other)
+
+    export_bundles(spec, other, tmp_path / "same")
+
+    assert [one.outcome for one in import_bundles([done], other)] == ["imported"]
+    assert [one.outcome for one in import_bundles([done], root)] == ["imported"]
 
 
 def test_a_bundle_of_another_stage_version_is_refused(
