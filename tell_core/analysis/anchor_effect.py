@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from tell_core.analysis.cells import read_lines
 from tell_core.analysis.mechanism import CLAIMS, RunCells, unmeasured
 from tell_core.analysis.multiple import two_sided_p_value
 from tell_core.analysis.resampling import FloatArray, interval, seed_deviations
@@ -73,7 +74,8 @@ def _cells(run: RunCells, arm: str) -> list[AnalysedCell]:
 def _probe(run: RunCells, cell: AnalysedCell) -> tuple[Separability, list[dict[str, Any]]]:
     """Separability of the probe set's last prompt states in a cell's model, and their projection.
 
-    The state is taken after half of the blocks; every probe item is a document of its own.
+    The state is taken after half of the blocks; every probe item is a document of its own. Items
+    of a retention set are left out: they belong to neither class.
     """
     from tell_core.analysis.quanta.loading import load_subject
     from tell_core.analysis.separability import last_prompt_states, projection, separability
@@ -82,7 +84,9 @@ def _probe(run: RunCells, cell: AnalysedCell) -> tuple[Separability, list[dict[s
     model, _ = load_subject(
         run.spec.model.id, revision=run.spec.model.revision, trained=cell.trained
     )
-    examples = EncodedExamples.load(cell.mixed / "probe.safetensors")
+    roles = [item["role"] for item in read_lines(cell.mixed / "probe_items.jsonl")]
+    rows = np.flatnonzero([role in ("task", "general") for role in roles])
+    examples = EncodedExamples.load(cell.mixed / "probe.safetensors").select(rows)
     layer = max(1, int(cast("Any", model).config.num_hidden_layers) // 2)
     states = last_prompt_states(model, examples, layer)
     is_task = np.asarray(examples.is_task, dtype=bool)

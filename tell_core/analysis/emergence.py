@@ -151,7 +151,7 @@ def emergence_of_cell(
         steps: Shape (P,). Probe steps.
         losses: Shape (P, N). Losses of the probe items.
         items: N names.
-        roles: N roles, "task" or "general".
+        roles: N roles, "task", "general" or "retention".
     """
     verdicts = item_verdicts(steps, losses)
     rows = [
@@ -191,8 +191,7 @@ def _arm_summary(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     rows = [row for cell in cells for row in cell["items"]]
     roles = {
         role: [row for row in rows if row["role"] == role]
-        for role in ("task", "general")
-        if any(row["role"] == role for row in rows)
+        for role in dict.fromkeys(row["role"] for row in rows)
     }
     return {"num_cells": len(cells), **{role: _shares(group) for role, group in roles.items()}}
 

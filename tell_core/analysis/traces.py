@@ -52,7 +52,7 @@ class CellTrace:
         cell: The cell.
         steps: Shape (P,). Optimiser steps done at each probe, rising from 0.
         items: N names of the probe items.
-        roles: N roles, "task" or "general".
+        roles: N roles, "task", "general" or "retention".
         losses: Shape (P, N). Mean loss per supervised token of each item.
         token_items: Shape (S,). Index of the item of each traced token.
         token_positions: Shape (S,). Place of the token in its response, from 0.
@@ -179,7 +179,8 @@ def _table(trace: CellTrace) -> pa.Table:
     cell, num_steps, num_tokens = trace.cell, *trace.token_losses.shape
     num_rows = num_steps * num_tokens
     items = np.tile(trace.token_items, num_steps).astype(np.int32)
-    role_of_item = [("task", "general").index(role) for role in trace.roles]
+    roles = sorted(set(trace.roles))
+    role_of_item = [roles.index(role) for role in trace.roles]
     columns = [
         _constant(cell.name, num_rows),
         _constant(cell.arm, num_rows),
@@ -188,9 +189,7 @@ def _table(trace: CellTrace) -> pa.Table:
         pa.repeat(pa.scalar(cell.seed, pa.int64()), num_rows),
         np.repeat(trace.steps, num_tokens),
         pa.DictionaryArray.from_arrays(items, list(trace.items)),
-        pa.DictionaryArray.from_arrays(
-            np.asarray(role_of_item, dtype=np.int32)[items], ["task", "general"]
-        ),
+        pa.DictionaryArray.from_arrays(np.asarray(role_of_item, dtype=np.int32)[items], roles),
         np.tile(trace.token_positions, num_steps).astype(np.int32),
         np.tile(trace.token_ids, num_steps).astype(np.int32),
         trace.token_losses.ravel().astype(np.float32),

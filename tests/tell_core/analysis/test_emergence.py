@@ -209,3 +209,13 @@ def test_falling_items_are_monogenic_or_polygenic() -> None:
     summary = emergence_summary([("tell", cell)])["tell"]["task"]
 
     assert summary["monogenic_share"] == summary["polygenic_share"] == 0.5
+
+
+def test_the_summary_of_an_arm_leaves_no_role_out() -> None:
+    losses = simulated_curves("flat", STEPS, 3, 0.02, seed=0)
+    roles = ["task", "general", "retention"]
+    cell = emergence_of_cell(STEPS.astype(int), losses, list("abc"), roles)
+
+    summary = emergence_summary([("tell", cell)])["tell"]
+
+    assert {role: summary[role]["num_curves"] for role in roles} == dict.fromkeys(roles, 1)

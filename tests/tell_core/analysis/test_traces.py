@@ -8,13 +8,33 @@ from tell_core.analysis.cells import AnalysedCell
 from tell_core.analysis.traces import TRACES_FILE, read_trace, write_traces
 from tell_core.data.encoding import from_lists
 from tell_core.errors import AnalysisError
-from tell_core.results import query
+from tell_core.pipeline import curate_stage, run_cell
+from tell_core.results import query, write_results
+from tell_core.spec.cells import Cell
+from tell_core.spec.model import Candidate, ExperimentSpec
 from tell_core.training.probes import ProbeSet, TracedTokens, save_probe
+from tests.fixtures.tiny import tiny_fields
 from tests.tell_core.test_results import write_scores
 
 ITEMS = '{"item_id": "dev-0", "role": "task"}\n{"item_id": "general-0", "role": "general"}\n'
 STEPS = (0, 1, 5)
 TOKEN_LOSSES = np.arange(9, dtype=np.float64).reshape(3, 3) / 4
+
+
+@pytest.fixture(scope="module")
+def kept_run(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one TELL cell with a retention set, its results written."""
+    root = tmp_path_factory.mktemp("kept")
+    fields = tiny_fields(tiny_world) | {"arms": ["tell"], "seeds": [0]}
+    lines = (tiny_world / "general.jsonl").read_text().splitlines(keepends=True)
+    (root / "kept.jsonl").write_text("".join(lines[:20]))
+    fields["retention"] = [str(root / "kept.jsonl")]
+    fields["curation"] |= {"retention_examples": 3}
+    spec = ExperimentSpec.model_validate(fields)
+    curated = curate_stage(spec, root)
+    outcome = run_cell(spec, Cell("tell", 200, 800, 0), curated, Candidate(0.003, 1))
+    write_results(spec, root, curated, [outcome], {})
+    return root
 
 
 def write_cell(root: Path, name: str, *, has_tokens: bool = True) -> AnalysedCell:
@@ -78,3 +98,10 @@ def test_losses_of_other_items_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(AnalysisError, match="0 probe items"):
         read_trace(cell)
+
+
+def test_a_run_with_a_retention_set_is_written_with_the_role_of_every_item(kept_run: Path) -> None:
+    _, rows = query(kept_run, "select distinct item_id, role from traces order by role, item_id")
+
+    roles = [role for _, role in rows]
+    assert {role: roles.count(role) for role in roles} == {"general": 4, "retention": 3, "task": 6}
