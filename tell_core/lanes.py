@@ -35,16 +35,24 @@ class _Lanes:
     Attributes:
         pool: Hands work to them.
         groups: Process ids of the lanes that have started, each also the id of its group.
-        is_stopped: Whether they were asked to end; nothing may be handed to them any more.
+        ending: Set when they are asked to end; a lane that only starts then ends by itself.
     """
 
     def __init__(self, count: int) -> None:
         context = multiprocessing.get_context("spawn")
         self.groups = context.SimpleQueue()
-        self.is_stopped = False
+        self.ending = context.Event()
         self.pool = ProcessPoolExecutor(
-            count, mp_context=context, initializer=_enter_lane, initargs=(self.groups,)
+            count,
+            mp_context=context,
+            initializer=_enter_lane,
+            initargs=(self.groups, self.ending),
         )
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether they were asked to end; nothing may be handed to them any more."""
+        return self.ending.is_set()
 
 
 _lanes: _Lanes | None = None
@@ -99,7 +107,7 @@ def stop_lanes() -> None:
     """
     if _lanes is None or _lanes.is_stopped:
         return
-    _lanes.is_stopped = True
+    _lanes.ending.set()
     _stop(_lanes.groups)
 
 
@@ -154,10 +162,13 @@ def num_lanes(threads: int, device: str) -> int:
     return max(1, (usable or 1) // threads)
 
 
-def _enter_lane(members: Any) -> None:
+def _enter_lane(members: Any, ending: Any) -> None:
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     members.put(os.getpid())
+    # Whoever stops the lanes sets this before looking who is there: one of the two sees the other.
+    if ending.is_set():
+        os._exit(1)
     threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
 
 

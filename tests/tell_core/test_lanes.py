@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -114,6 +115,24 @@ def test_lanes_that_are_stopped_end_as_soon_as_their_checkpoint_is_written(tmp_p
         assert not psutil.pid_exists(lane) or psutil.Process(lane).status() == "zombie"
         with pytest.raises(TrainingError):
             training.result()
+
+
+def nap(marker: Path) -> None:
+    marker.write_text("work was begun")
+    time.sleep(20)
+
+
+def test_a_stop_reaches_lanes_that_are_only_starting(tmp_path: Path):
+    marker = tmp_path / "marker"
+    with open_lanes(1), ThreadPoolExecutor() as pool:
+        work = pool.submit(in_lane, nap, marker)
+        wait_until(multiprocessing.active_children)
+
+        stop_lanes()
+
+        with pytest.raises(TrainingError, match="stopped"):
+            work.result(timeout=15)
+    assert not marker.exists()
 
 
 def test_progress_is_read_back(tmp_path: Path):
