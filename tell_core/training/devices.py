@@ -17,7 +17,7 @@ from typing import Literal
 
 import torch
 
-from tell_core.errors import SpecError
+from tell_core.errors import SpecError, StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -102,12 +102,12 @@ def exclusive_device(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    path = _lock_path(device)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor, is_ours = _open_lock(_lock_path(device))
     try:
         _wait_for_lock(descriptor, device)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        if is_ours:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield
     finally:
         os.close(descriptor)
@@ -118,6 +118,27 @@ def _lock_path(device: torch.device) -> Path:
     properties = torch.cuda.get_device_properties(device)
     identity = getattr(properties, "uuid", device.index or 0)
     return Path(tempfile.gettempdir()) / f"tell-gpu-{identity}.lock"
+
+
+def _open_lock(path: Path) -> tuple[int, bool]:
+    """Descriptor of the lock file, and whether the holder's process id may be written into it.
+
+    The file of another user can be locked without a right to write.
+
+    Raises:
+        StoreError: It is another user's, who lets nobody read it.
+    """
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666), True
+    except PermissionError:
+        pass
+    try:
+        return os.open(path, os.O_RDONLY), False
+    except PermissionError as error:
+        raise StoreError(
+            f"the lock of the GPU, {path}, belongs to another user who lets nobody read it: ask"
+            f" them for `chmod a+r {path}`"
+        ) from error
 
 
 def _wait_for_lock(descriptor: int, device: torch.device) -> None:

@@ -1,3 +1,4 @@
+import errno
 import fcntl
 import os
 import subprocess
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tell_core.errors import SpecError
+from tell_core.errors import SpecError, StoreError
 from tell_core.training import devices
 
 CPU = torch.device("cpu")
@@ -61,6 +62,49 @@ def test_the_gpu_lock_keeps_others_out_and_ends_with_its_holder(
 
     with devices.exclusive_device(torch.device("cuda", 0)):
         assert path.read_text() == str(os.getpid())
+
+
+def refuse_opening(monkeypatch: pytest.MonkeyPatch, refused: int) -> None:
+    """As for the file of another user: opening it with any of these flags is not permitted."""
+    real_open = os.open
+
+    def guarded(path: Path, flags: int, mode: int = 0o777) -> int:
+        if flags & refused or refused == os.O_RDONLY:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real_open(path, flags, mode)
+
+    monkeypatch.setattr(devices.os, "open", guarded)
+
+
+def test_the_gpu_lock_of_another_user_is_held_without_writing_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "gpu.lock"
+    path.write_text("4711")
+    monkeypatch.setattr(devices, "_lock_path", lambda _: path)
+    refuse_opening(monkeypatch, os.O_RDWR | os.O_CREAT)
+
+    with (
+        devices.exclusive_device(torch.device("cuda", 0)),
+        path.open() as file,
+        pytest.raises(BlockingIOError),
+    ):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    assert path.read_text() == "4711"
+
+
+def test_a_gpu_lock_that_nobody_else_may_read_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(devices, "_lock_path", lambda _: tmp_path / "gpu.lock")
+    refuse_opening(monkeypatch, os.O_RDONLY)
+
+    with (
+        pytest.raises(StoreError, match=r"chmod a\+r"),
+        devices.exclusive_device(torch.device("cuda", 0)),
+    ):
+        pass
 
 
 def test_threads_are_as_before_afterwards():
