@@ -25,7 +25,7 @@ from torch import nn
 
 from tell_core.data.encoding import EncodedExamples, IntArray, Mixture
 from tell_core.data.pools import open_pools
-from tell_core.data.rendering import label_mask_pieces
+from tell_core.data.rendering import ChatRenderer, label_mask_pieces, load_chat_template
 from tell_core.data.token_store import open_mixture
 from tell_core.errors import TellError
 from tell_core.evaluation.generation import generate_greedy
@@ -33,6 +33,7 @@ from tell_core.pipeline import Stage, curate_stage, mix_stage, renderer_of, sett
 from tell_core.spec.arms import parse_arm
 from tell_core.spec.cells import Cell, plan_cells
 from tell_core.spec.model import ExperimentSpec
+from tell_core.store import read_json
 from tell_core.training.attention import TOLERANCE, attended, packing_refusal
 from tell_core.training.batching import Limits, share_rows
 from tell_core.training.collation import collate
@@ -105,6 +106,7 @@ def check_experiment(spec: ExperimentSpec, root: Path) -> tuple[list[Check], lis
             is_full=spec.training.method == "full",
         )  # fmt: skip
         checks = [
+            _check_digests(spec, curated, mixture.examples, base),
             _check_labels(mixture.examples, base),
             _check_texts(spec, cell, curated, mixture.examples, base),
             *_check_numbers(spec, mixture, base, device),
@@ -159,6 +161,35 @@ def _check_disk(root: Path) -> Check:
     free = shutil.disk_usage(place).free
     verdict: Verdict = "ok" if free > _LEAST_DISK_BYTES else "warning"
     return Check("disk", verdict, f"{free / 1e9:.1f} GB free at {place}")
+
+
+def _check_digests(
+    spec: ExperimentSpec, curated: Stage, examples: EncodedExamples, base: LoadedModel
+) -> Check:
+    """Tokenizer and template of the model are those that the data were tokenized with."""
+    name = "data and model belong together"
+    renderer = ChatRenderer(base.tokenizer, load_chat_template(spec.model.chat_template))
+    profile = read_json(curated.path / "profile.json")
+    for what in ("tokenizer", "template"):
+        given, needed = getattr(renderer, f"{what}_digest"), profile[f"{what}_digest"]
+        if given != needed:
+            detail = (
+                f"the model's {what} is {given[:12]}, the data were tokenized with {needed[:12]};"
+                f" remove {curated.path} and curate again"
+            )
+            return Check(name, "fail", detail)
+    largest = int(examples.tokens.max(initial=0))
+    size = cast("nn.Embedding", base.model.get_input_embeddings()).num_embeddings
+    if largest >= size:
+        detail = (
+            f"token {largest} of the data, the model embeds {size}; its tokenizer is not its own"
+        )
+        return Check(name, "fail", detail)
+    detail = (
+        f"tokenizer {renderer.tokenizer_digest[:12]}, template {renderer.template_digest[:12]},"
+        f" weights {base.digest[:12]}"
+    )
+    return Check(name, "ok", detail)
 
 
 def _check_labels(examples: EncodedExamples, base: LoadedModel) -> Check:

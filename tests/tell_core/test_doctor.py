@@ -8,6 +8,7 @@ from torch import nn
 from tell_core import doctor
 from tell_core.doctor import check_environment, check_experiment, worst
 from tell_core.spec.model import ExperimentSpec
+from tell_core.store import read_json
 from tests.fixtures.tiny import tiny_fields
 
 
@@ -25,7 +26,7 @@ def with_method(spec: ExperimentSpec, method: str) -> ExperimentSpec:
 def test_a_sound_experiment_passes_every_check(spec: ExperimentSpec, tmp_path: Path, method: str):
     checks, samples = check_experiment(with_method(spec, method), tmp_path)
 
-    assert [check.verdict for check in checks] == ["ok"] * 7, checks
+    assert [check.verdict for check in checks] == ["ok"] * 8, checks
     assert len(samples) == 2
     assert all(any(supervised for _, supervised in pieces) for pieces in samples)
 
@@ -49,6 +50,37 @@ def test_a_model_that_mixes_the_examples_of_a_batch_fails(
     failed = {check.name for check in checks if check.verdict == "fail"}
     assert "batch equals single examples (loss)" in failed
     assert "one batch equals micro-batches (gradient)" in failed
+
+
+@pytest.mark.parametrize("what", ["tokenizer", "template"])
+def test_data_of_another_tokenizer_or_template_are_found(
+    spec: ExperimentSpec, tmp_path: Path, monkeypatch, what: str
+):
+    def changed(path: Path):
+        return read_json(path) | {f"{what}_digest": "0" * 64}
+
+    monkeypatch.setattr(doctor, "read_json", changed)
+
+    checks, _ = check_experiment(spec, tmp_path)
+
+    (found,) = (check for check in checks if check.verdict == "fail")
+    assert f"the model's {what} is" in found.detail
+
+
+def test_a_token_that_the_model_does_not_embed_is_found(
+    spec: ExperimentSpec, tmp_path: Path, monkeypatch
+):
+    def load(*arguments, **options):
+        loaded = original(*arguments, **options)
+        monkeypatch.setattr(loaded.model, "get_input_embeddings", lambda: nn.Embedding(2, 2))
+        return loaded
+
+    original = doctor.load_model
+    monkeypatch.setattr(doctor, "load_model", load)
+
+    checks, _ = check_experiment(spec, tmp_path)
+
+    assert any("the model embeds 2" in check.detail for check in checks)
 
 
 def test_supervised_prompt_tokens_are_found(spec: ExperimentSpec, tmp_path: Path, monkeypatch):
