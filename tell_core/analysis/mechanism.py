@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,8 +21,10 @@ from tell_core.analysis.curves import CurvePoint
 from tell_core.analysis.emergence import MIN_GUARD_SHARE, MIN_POINTS, shape_verdicts
 from tell_core.analysis.multiple import two_sided_p_value
 from tell_core.analysis.registration import Split, Units, task_units
-from tell_core.analysis.resampling import FloatArray, Resampling, interval
+from tell_core.analysis.resampling import FloatArray, Resampling, interval, seed_deviations
 from tell_core.analysis.sequence import (
+    BoolArray,
+    IntArray,
     LearningTimes,
     censored_regression,
     cluster_weights,
@@ -32,7 +34,7 @@ from tell_core.analysis.sequence import (
     strata_of,
     survival_curve,
 )
-from tell_core.analysis.traces import read_trace
+from tell_core.analysis.traces import CellTrace, read_trace
 from tell_core.analysis.verdicts import Component, Finding
 from tell_core.errors import AnalysisError
 from tell_core.evaluation.base import PREDICTIONS_FILE, Metric
@@ -263,20 +265,25 @@ def shared_before_specific(run: RunCells, split: Split) -> Finding:
 
     Log-rank test stratified by base loss over all general budgets, and the interaction of group
     and general budget in a censored regression of log time. Units are tokens where they were
-    traced; whole items are drawn.
+    traced; whole items are drawn, and seeds from Student's t. The log-rank test knows these
+    trainings alone, so the first p-value is the larger of its own and that of the regression.
     """
-    observed = _observations(run, split)
-    if isinstance(observed, str):
-        return unmeasured("P2", observed)
-    times, is_shared, items, log_general = observed
-    test = log_rank(times, is_shared, strata_of(times.base_losses), items)
-    ratio = _group_effect(times, is_shared, items, log_general, run.resampling)
-    components = [ratio._replace(p_value=max(test.p_value, ratio.p_value))]
+    found = _observations(run, split)
+    if isinstance(found, str):
+        return unmeasured("P2", found)
+    observed, is_shared, log_general = found
+    times = observed.times
+    test = log_rank(times, is_shared, strata_of(times.base_losses), observed.clusters)
     needs = None
-    if len(np.unique(log_general)) < 3:
-        needs = "at least 3 general budgets for its second half: what more general data moves"
-    else:
-        components.append(_interaction(times, is_shared, items, log_general, run.resampling))
+    try:
+        ratio = group_effect(observed, is_shared, log_general, run.resampling)
+        components = [ratio._replace(p_value=max(test.p_value, ratio.p_value))]
+        if len(np.unique(log_general)) < 3:
+            needs = "at least 3 general budgets for its second half: what more general data moves"
+        else:
+            components.append(_interaction(observed, is_shared, log_general, run.resampling))
+    except AnalysisError as error:
+        return unmeasured("P2", str(error))
     last = log_general == log_general.max()
     curves = {
         name: survival_curve(times.select(last & chosen))
@@ -295,22 +302,36 @@ def shared_before_specific(run: RunCells, split: Split) -> Finding:
     )
 
 
-def _observations(run: RunCells, split: Split) -> tuple[LearningTimes, Any, Any, FloatArray] | str:
-    """Times of all shared and specific units in all TELL cells, or what is missing for that."""
-    cells = run.of("tell", task_budget_tokens=run.task_budget)
+class Observations(NamedTuple):
+    """Learning times of the units of several trainings, side by side.
+
+    Attributes:
+        times: U learning times.
+        clusters: Shape (U,). Which observations are drawn together.
+        seeds: Shape (U,). Seed of the training.
+    """
+
+    times: LearningTimes
+    clusters: IntArray
+    seeds: IntArray
+
+
+def _observations(run: RunCells, split: Split) -> tuple[Observations, BoolArray, FloatArray] | str:
+    """Times of all shared and specific units in all TELL cells, or what is missing for that.
+
+    With it whether each is shared, and its log general tokens.
+    """
     parts: list[tuple[LearningTimes, Any, Any, FloatArray]] = []
-    for cell in cells:
-        trace = read_trace(cell)
-        if trace is None:
-            continue
+    cells = _traced(run.of("tell", task_budget_tokens=run.task_budget))
+    if (needs := _needs_seeds(cells)) is not None:
+        return needs
+    for cell, trace in cells:
         units = task_units(trace)
         groups = split.of(units.names)
         chosen = (groups == "shared") | (groups == "specific")
         times = learning_times(units.steps, units.losses).select(chosen)
         log_general = np.full(int(chosen.sum()), np.log(cell.general_budget_tokens or 1))
         parts.append((times, groups[chosen] == "shared", units.items[chosen], log_general))
-    if not parts:
-        return "trained cells of arm tell"
     counts = Counter(parts[0][1].tolist())
     if min(counts[True], counts[False]) < MIN_GROUP_UNITS:
         return (
@@ -321,7 +342,23 @@ def _observations(run: RunCells, split: Split) -> tuple[LearningTimes, Any, Any,
     shared, items, log_general = (
         np.concatenate([part[place] for part in parts]) for place in (1, 2, 3)
     )
-    return times, shared, items, log_general
+    seeds = np.repeat([cell.seed for cell, _ in cells], [len(part[1]) for part in parts])
+    return Observations(times, items, seeds), shared, log_general
+
+
+def _traced(cells: Sequence[AnalysedCell]) -> list[tuple[AnalysedCell, CellTrace]]:
+    found = [(cell, read_trace(cell)) for cell in cells]
+    return [(cell, trace) for cell, trace in found if trace is not None]
+
+
+def _needs_seeds(cells: Sequence[tuple[AnalysedCell, Any]]) -> str | None:
+    """What is missing for a spread of seeds; without one trainings pass for copies of another."""
+    if not cells:
+        return "trained cells of arm tell"
+    num_seeds = len({cell.seed for cell, _ in cells})
+    if num_seeds < MIN_SEEDS:
+        return f"at least {MIN_SEEDS} seeds of tell; this run has {num_seeds}"
+    return None
 
 
 def _joined(parts: Sequence[LearningTimes]) -> LearningTimes:
@@ -333,57 +370,84 @@ def _joined(parts: Sequence[LearningTimes]) -> LearningTimes:
     )
 
 
-def _group_effect(
-    times: LearningTimes, is_shared: Any, items: Any, log_general: FloatArray, how: Resampling
+def group_effect(
+    observed: Observations, is_shared: BoolArray, log_general: FloatArray, resampling: Resampling
 ) -> Component:
-    """Log of the time of specific units over that of shared ones, at equal base loss."""
-    design = np.stack(
-        [np.ones(len(items)), ~is_shared, np.log(times.base_losses), log_general], axis=1
-    ).astype(np.float64)
+    """Log of the time of specific units over that of shared ones, at equal base loss.
+
+    Args:
+        observed: U observations; items are drawn together.
+        is_shared: Shape (U,).
+        log_general: Shape (U,). Log general tokens of the training.
+        resampling: How the interval is drawn.
+
+    Raises:
+        AnalysisError: A seed does not determine the effect.
+    """
+    columns = [np.ones(len(is_shared)), ~is_shared, np.log(observed.times.base_losses)]
+    if np.ptp(log_general) > 0:  # a single general budget is the intercept once more
+        columns.append(log_general)
+    design = np.stack(columns, axis=1).astype(np.float64)
     name = "log learning time of specific minus shared units"
-    return _coefficient(name, times, design, 1, items, how.confidence)
+    return _coefficient(name, observed, design, 1, resampling)
 
 
 def _interaction(
-    times: LearningTimes, is_shared: Any, items: Any, log_general: FloatArray, how: Resampling
+    observed: Observations, is_shared: BoolArray, log_general: FloatArray, resampling: Resampling
 ) -> Component:
     """By how much more the shared units' log time falls per unit of log general data."""
     centred = log_general - log_general.mean()
-    columns = [
-        np.ones(len(items)), ~is_shared, np.log(times.base_losses), centred, ~is_shared * centred,
-    ]  # fmt: skip
+    log_base = np.log(observed.times.base_losses)
+    columns = [np.ones(len(centred)), ~is_shared, log_base, centred, ~is_shared * centred]
     design = np.stack(columns, axis=1).astype(np.float64)
     name = "change of log time with log general data, specific minus shared"
-    return _coefficient(name, times, design, 4, items, how.confidence)
+    return _coefficient(name, observed, design, 4, resampling)
 
 
 def _coefficient(
     name: str,
-    times: LearningTimes,
+    observed: Observations,
     design: FloatArray,
     place: int,
-    clusters: Any,
-    confidence: float,
+    resampling: Resampling,
     sign: float = 1.0,
 ) -> Component:
-    """One coefficient of a censored regression of log time, clusters drawn with replacement."""
-    values: list[float] = []
-    for weights in cluster_weights(clusters, _NUM_CLUSTER_DRAWS, 0):
+    """One coefficient of a censored regression of log time.
+
+    Clusters are drawn with replacement, and seeds from Student's t, as everywhere.
+    """
+
+    def fitted(weights: FloatArray) -> float:
+        chosen = weights > 0
+        times = observed.times.select(chosen)
+        fit = censored_regression(
+            times.log_times, design[chosen], times.is_learned, weights[chosen]
+        )
+        return sign * float(fit.coefficients[place])
+
+    drawn = cluster_weights(observed.clusters, _NUM_CLUSTER_DRAWS, resampling.seed)
+    estimate, by_clusters = fitted(drawn[0]), []
+    for weights in drawn[1:]:
         try:
-            fit = censored_regression(times.log_times, design, times.is_learned, weights)
+            by_clusters.append(fitted(weights))
         except AnalysisError:
-            if not values:
-                raise
             continue  # a draw without one of the groups says nothing
-        values.append(sign * float(fit.coefficients[place]))
-    return component_of(name, np.array(values), confidence)
+    seeds = np.unique(observed.seeds)
+    per_seed = np.array([fitted((observed.seeds == seed).astype(np.float64)) for seed in seeds])
+    deviations = np.array(by_clusters) - np.mean(by_clusters)
+    deviations += (
+        seed_deviations(len(seeds), resampling._replace(num_draws=len(deviations))) @ per_seed
+    )
+    return component_of(
+        name, np.concatenate([[estimate], estimate + deviations]), resampling.confidence
+    )
 
 
 def time_by_frequency(run: RunCells, curated: Path | None) -> Finding:
     """P3: censored regression of the learning time of general items on their use frequency.
 
     The frequency is the share of the curated general data that has the item's value in
-    `analysis.quantum_column`; items of one value are drawn together.
+    `analysis.quantum_column`; items of one value are drawn together, and seeds from Student's t.
     """
     column = run.spec.analysis.quantum_column
     if column is None:
@@ -392,7 +456,10 @@ def time_by_frequency(run: RunCells, curated: Path | None) -> Finding:
     cells = run.of(
         "tell", task_budget_tokens=run.task_budget, general_budget_tokens=run.general_budget
     )
-    parts = [part for cell in cells if (part := _labelled_times(cell, column, frequencies))]
+    traced = _traced(cells)
+    if (needs := _needs_seeds(traced)) is not None:
+        return unmeasured("P3", needs)
+    parts = [_labelled_times(cell, trace, column, frequencies) for cell, trace in traced]
     labels = {label for _, found in parts for label in found}
     if len(labels) < MIN_LABELS:
         return unmeasured(
@@ -403,9 +470,10 @@ def time_by_frequency(run: RunCells, curated: Path | None) -> Finding:
     named = [label for _, found in parts for label in found]
     log_p = np.log([frequencies[label] for label in named])
     design = np.stack([np.ones(len(named)), log_p], axis=1)
-    clusters = np.unique(named, return_inverse=True)[1]
+    seeds = np.repeat([cell.seed for cell, _ in traced], [len(found) for _, found in parts])
+    observed = Observations(times, np.unique(named, return_inverse=True)[1], seeds)
     try:
-        beta = _coefficient("β", times, design, 1, clusters, run.resampling.confidence, sign=-1.0)
+        beta = _coefficient("β", observed, design, 1, run.resampling, sign=-1.0)
     except AnalysisError as error:
         return unmeasured("P3", str(error))
     points = zip(named, np.exp(log_p), np.expm1(times.log_times), times.is_learned, strict=True)
@@ -438,12 +506,9 @@ def _label(extra: Mapping[str, Any], column: str) -> str:
 
 
 def _labelled_times(
-    cell: AnalysedCell, column: str, frequencies: Mapping[str, float]
-) -> tuple[LearningTimes, list[str]] | None:
+    cell: AnalysedCell, trace: CellTrace, column: str, frequencies: Mapping[str, float]
+) -> tuple[LearningTimes, list[str]]:
     """Learning times of the general items that have something to learn and a known frequency."""
-    trace = read_trace(cell)
-    if trace is None:
-        return None
     labels = [
         _label(item["extra"], column) for item in read_lines(cell.mixed / "probe_items.jsonl")
     ]

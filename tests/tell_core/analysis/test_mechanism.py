@@ -6,8 +6,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tell_core.analysis import mechanism
 from tell_core.analysis.mechanism import (
+    Observations,
+    RunCells,
     emergence_with_data,
+    group_effect,
     learning_orders,
     leverage_above_one,
     shared_before_specific,
@@ -15,6 +19,8 @@ from tell_core.analysis.mechanism import (
     time_by_frequency,
 )
 from tell_core.analysis.registration import register_split
+from tell_core.analysis.resampling import Resampling
+from tell_core.analysis.sequence import LearningTimes
 from tell_core.analysis.verdicts import judge
 from tests.tell_core.analysis.small_runs import (
     NUM_TASK,
@@ -96,6 +102,61 @@ def test_groups_that_move_alike_do_not_support_the_order(tmp_path: Path) -> None
     found = shared_before_specific(run, register_split(cells, tmp_path / "split.json"))
 
     assert judge([found], 0.95)[0]["verdict"] != "supported"
+
+
+def without_effect(generator: np.random.Generator, num_seeds: int = 3, num_items: int = 20):
+    """Groups that are alike on average; in each training they differ by chance, sd 0.2."""
+    seeds = np.repeat(np.arange(num_seeds), num_items)
+    items = np.tile(np.arange(num_items), num_seeds)
+    is_shared = items % 2 == 0
+    of_seed = generator.normal(0, 0.2, num_seeds)[seeds] * np.where(is_shared, -0.5, 0.5)
+    log_times = 3 + of_seed + generator.normal(0, 0.2, len(seeds))
+    every = np.ones(len(seeds), dtype=bool)
+    times = LearningTimes(
+        log_times, np.zeros(len(seeds), dtype=np.int64), every, ~every,
+        np.exp(generator.normal(0, 0.2, len(seeds))),
+    )  # fmt: skip
+    return Observations(times, items, seeds), is_shared
+
+
+def test_what_differs_from_training_to_training_is_seldom_taken_for_an_effect(monkeypatch) -> None:
+    monkeypatch.setattr(mechanism, "_NUM_CLUSTER_DRAWS", 100)
+    generator, one_budget = np.random.default_rng(0), np.full(60, 7.0)
+
+    p_values = [
+        group_effect(*without_effect(generator), one_budget, Resampling()).p_value
+        for _ in range(100)
+    ]
+
+    assert np.mean(np.array(p_values) < 0.05) <= 0.08
+
+
+def one_seed_of(run: RunCells) -> RunCells:
+    cells = tuple(cell for cell in run.cells if cell.seed == 0)
+    return RunCells(run.spec, cells, run.scores, run.resampling)
+
+
+def test_one_training_determines_neither_order_nor_exponent(quantum_run, tmp_path: Path) -> None:
+    run, cells, root = quantum_run
+    alone, split = one_seed_of(run), register_split(cells, root / "split.json")
+
+    found = [
+        shared_before_specific(alone, split),
+        time_by_frequency(alone, write_general(tmp_path)),
+    ]
+
+    assert [one.needs for one in found] == ["at least 3 seeds of tell; this run has 1"] * 2
+    assert {row["verdict"] for row in judge(found, 0.95)} == {"undetermined"}
+
+
+def test_one_general_budget_is_not_held_against_the_intercept(tmp_path: Path) -> None:
+    spec = run_spec(budgets={"task_tokens": [480], "general_tokens": [9400]})
+    run, cells = write_run(tmp_path, spec, QUANTUM)
+
+    found = shared_before_specific(run, register_split(cells, tmp_path / "split.json"))
+
+    (effect,) = found.components
+    assert effect.low < effect.estimate < effect.high
 
 
 def test_the_exponent_of_learning_time_on_use_is_found(quantum_run, tmp_path: Path) -> None:
