@@ -81,12 +81,12 @@ def predict(
     check_output(out)
     rows = read_prompts(input_, column)
     version = find_version(open_registry(store), uri)
-    with answering(version, base_model) as (answer, batch_size):
-        prompts = [str(row[column]) for row in rows]
-        num_at_once = batch_size * _BATCHES_AT_ONCE
+    with answering(version, base_model) as model:
+        prompts = model.bare([str(row[column]) for row in rows])
+        num_at_once = model.batch_size * _BATCHES_AT_ONCE
         who = [version.name, version.version, version.source, base_model]
         with open_answers(out, fingerprint(who, num_at_once, prompts)) as log:
-            for batch in _with_progress(answer, prompts, num_at_once, len(log.answers)):
+            for batch in _with_progress(model.answer, prompts, num_at_once, len(log.answers)):
                 log.add(batch)
             write_predictions(rows, log.answers, out)
     print(out)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import mlflow
 import pandas as pd
@@ -160,13 +160,24 @@ def fetched(version: ModelVersion) -> Iterator[RegisteredVersion]:
         )
 
 
-@contextmanager
-def answering(
-    version: ModelVersion, base_model: str | None = None
-) -> Iterator[tuple[Callable[[Sequence[str]], list[str]], int]]:
-    """A function that answers bare prompts with a version, and how many it takes side by side.
+class Answerer(NamedTuple):
+    """A version that is loaded.
 
-    The task's constant beginning is taken off prompts where all of them have it.
+    Attributes:
+        bare: Takes the task's constant beginning off prompts where all of them have it; to be
+            asked once with all prompts, so that no answer depends on how they are batched.
+        answer: Answers to bare prompts.
+        batch_size: How many it takes side by side.
+    """
+
+    bare: Callable[[Sequence[str]], list[str]]
+    answer: Callable[[Sequence[str]], list[str]]
+    batch_size: int
+
+
+@contextmanager
+def answering(version: ModelVersion, base_model: str | None = None) -> Iterator[Answerer]:
+    """A version loaded to answer prompts while the block runs.
 
     Args:
         version: The version.
@@ -183,10 +194,12 @@ def answering(
         serving = read_json(registered.version / SERVING_FILE)
 
         def answer(prompts: Sequence[str]) -> list[str]:
-            bare = bare_prompts(prompts, registered.anchor)
-            return list(model.predict(pd.DataFrame({"prompt": bare}))["response"])
+            return list(model.predict(pd.DataFrame({"prompt": list(prompts)}))["response"])
 
-        yield answer, int(serving["batch_size"])
+        anchor = registered.anchor
+        yield Answerer(
+            lambda prompts: bare_prompts(prompts, anchor), answer, int(serving["batch_size"])
+        )
 
 
 def promote(

@@ -6,9 +6,11 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import httpx
 import mlflow
@@ -71,6 +73,29 @@ def register(client: MlflowClient, spec_file: Path, root: Path) -> str:
     uri = register_best(client, spec, root, record, curated, outcomes)
     assert uri is not None
     return uri
+
+
+def registered_at(place: Path, instruction: str = "") -> RegisteredVersion:
+    """Files of a version that was never trained."""
+    anchor = {"text": "", "position": "before", "own_instruction": instruction}
+    write_json(place / "version" / "anchor.json", anchor | {"num_anchor_tokens": 0})
+    return RegisteredVersion(place.name, place / "version", place / "train-0")
+
+
+def stand_in_for_the_registry(
+    monkeypatch: pytest.MonkeyPatch, *versions: RegisteredVersion
+) -> list[Any]:
+    """Let the registry hold these; returns them as it lists them, numbered from 1."""
+    listed = [SimpleNamespace(name="m", version=str(n), source="") for n in range(1, 9)]
+
+    @contextmanager
+    def fetch(version: Any) -> Iterator[RegisteredVersion]:
+        yield versions[int(version.version) - 1]
+
+    monkeypatch.setattr("tasks.registry.fetched", fetch)
+    monkeypatch.setattr("tasks.registry.open_registry", lambda _store: None)
+    monkeypatch.setattr("tasks.registry.find_version", lambda _client, _uri: listed[0])
+    return listed[: len(versions)]
 
 
 @pytest.fixture(scope="module")
@@ -279,8 +304,38 @@ def test_predict_answers_every_row_of_a_file(registry: Registry, tmp_path: Path)
     assert done.exit_code == 0, done.stderr
     table = pd.read_csv(out, keep_default_na=False)
     assert len(table) == 24
-    with answering(find_version(registry.client, f"models:/{NAME}/2")) as (answer, _):
-        assert list(table["prediction"]) == answer(list(table["prompt"]))
+    with answering(find_version(registry.client, f"models:/{NAME}/2")) as model:
+        wanted = model.answer(model.bare(list(table["prompt"])))
+        assert list(table["prediction"]) == wanted
+
+
+class Echo:
+    """A model that answers with what it is asked."""
+
+    def predict(self, table: pd.DataFrame) -> pd.DataFrame:
+        return pd.DataFrame({"response": table["prompt"]})
+
+
+def test_an_answer_does_not_depend_on_the_neighbours_of_its_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    prompts = ["Q: a", "Q: b", "c", "Q: d"]
+    version = registered_at(tmp_path / "version", instruction="Q: ")
+    write_json(version.version / "serving.json", {"batch_size": 2})
+    (tmp_path / "asked.jsonl").write_text("".join(f'{{"prompt": "{p}"}}\n' for p in prompts))
+    stand_in_for_the_registry(monkeypatch, version)
+    loading = SimpleNamespace(load_model=lambda *_, **__: Echo())
+    monkeypatch.setattr("tasks.registry.mlflow", SimpleNamespace(pyfunc=loading))
+    monkeypatch.setattr("flows.registry_commands._BATCHES_AT_ONCE", 1)
+    out = tmp_path / "answers.jsonl"
+
+    done = CliRunner().invoke(
+        app,
+        ["predict", "models:/m/1", "--input", str(tmp_path / "asked.jsonl"), "--output", str(out)],
+    )
+
+    assert done.exit_code == 0, done.stderr
+    assert [json.loads(line)["prediction"] for line in out.open()] == prompts
 
 
 @pytest.mark.slow
@@ -308,9 +363,10 @@ def test_predict_goes_on_where_it_was_stopped(
     assert stopped.exit_code == 130
     assert finished.exit_code == 0, finished.stderr
     assert f"{sum(num_added)} of 24 were answered before" in finished.stderr
-    with answering(find_version(registry.client, f"models:/{NAME}/2")) as (answer, _):
+    with answering(find_version(registry.client, f"models:/{NAME}/2")) as model:
         rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").open()]
-        assert [row["prediction"] for row in rows] == answer([row["prompt"] for row in rows])
+        wanted = model.answer(model.bare([row["prompt"] for row in rows]))
+        assert [row["prediction"] for row in rows] == wanted
 
 
 @pytest.mark.slow
@@ -375,8 +431,8 @@ def test_a_served_model_answers_over_http_with_the_anchor_added(registry: Regist
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     uri = f"models:/{NAME}/2"
-    with answering(find_version(registry.client, uri)) as (answer, _):
-        wanted = answer(["ABCD", "HGFE"])
+    with answering(find_version(registry.client, uri)) as model:
+        wanted = model.answer(["ABCD", "HGFE"])
     # MLflow starts uvicorn by its name.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", uri, "-p", str(port)]
