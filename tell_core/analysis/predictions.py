@@ -1,6 +1,6 @@
 """The table of predictions P1 to P7 of a finished run, and the learning orders behind it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,18 +54,18 @@ def measure_predictions(root: Path, on_progress: Progress | None = None) -> dict
     split = _split(root, cells)
     run = RunCells.read(spec, cells, build_metrics(spec.evaluation))
     curated = root / "stages" / read_json(root / "manifest.json")["stages"]["curate"]
-    measures: tuple[Callable[[], Finding], ...] = (
-        lambda: emergence_with_data(run),
-        lambda: _order_of_groups(run, split),
-        lambda: time_by_frequency(run, curated),
-        lambda: anchor_mediates(run),
-        lambda: shuffle_beats_order(run),
-        lambda: leverage_above_one(run, read_json(root / "leverage.json")),
-        lambda: _directions_of_groups(run, split, root, on_progress),
-    )
+    measures: Mapping[str, Callable[[], Finding]] = {
+        "P1": lambda: emergence_with_data(run),
+        "P2": lambda: _order_of_groups(run, split),
+        "P3": lambda: time_by_frequency(run, curated),
+        "P4": lambda: anchor_mediates(run),
+        "P5": lambda: shuffle_beats_order(run),
+        "P6": lambda: leverage_above_one(run, read_json(root / "leverage.json")),
+        "P7": lambda: _directions_of_groups(run, split, root, on_progress),
+    }
     findings = []
-    for done, measure in enumerate(measures, start=1):
-        findings.append(measure())
+    for done, (prediction, measure) in enumerate(measures.items(), start=1):
+        findings.append(_measured(prediction, measure))
         if on_progress:
             on_progress("predictions", done, len(measures))
     table = {
@@ -81,6 +81,14 @@ def measure_predictions(root: Path, on_progress: Progress | None = None) -> dict
     write_json(directory / SEQUENCE_FILE, _sequence(run))
     write_json(directory / PREDICTIONS_FILE, table)
     return table
+
+
+def _measured(prediction: str, measure: Callable[[], Finding]) -> Finding:
+    """What a measure finds; undetermined, with the reason, where these data cannot answer it."""
+    try:
+        return measure()
+    except AnalysisError as error:
+        return unmeasured(prediction, str(error))
 
 
 def _split(root: Path, cells: Any) -> Split | str:
