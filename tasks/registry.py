@@ -24,12 +24,14 @@ from tasks.stores import SQLITE, tracking_uri, without_password
 from tasks.tracking import connect
 from tell_core.data.sources import resolve_source, source_identity
 from tell_core.errors import InputError
-from tell_core.promotion import Comparison, compare_paired, compare_unpaired, same_items
+from tell_core.promotion import Comparison, Rows, compare_paired, compare_unpaired, same_items
 from tell_core.registered import (
     SERVING_FILE,
     RegisteredVersion,
     bare_prompts,
     evaluate_version,
+    measured_alike,
+    measured_as_today,
     primary_metric,
     read_items,
     resampling_of,
@@ -242,8 +244,9 @@ def promote(
 def compare(version: ModelVersion, incumbent: ModelVersion | None) -> tuple[str, Comparison]:
     """A version against the incumbent, or against the base model, on the version's test items.
 
-    Results that were kept are used where they are on the same items; else the incumbent is
-    evaluated on these.
+    Results that were kept are used where they are on the same items and were measured in the same
+    way; else the incumbent is evaluated on these items, as the version was. So is the version
+    itself where a metric of the user's own has changed since.
 
     Returns:
         What it was compared with, in words, and the comparison.
@@ -254,16 +257,26 @@ def compare(version: ModelVersion, incumbent: ModelVersion | None) -> tuple[str,
         if incumbent is None:
             others = candidate.base_results()
             if others is None:
-                others = evaluate_version(candidate, candidate.items, Path(place), base_only=True)
+                others = evaluate_version(
+                    candidate, candidate.items, Path(place) / "base", base_only=True
+                )
+                rows = _rows_of_today(candidate, rows, Path(place))
             return BASE_MODEL, compare_paired(metric, rows, others, resampling)
         with fetched(incumbent) as champion:
             others = champion.results()
-            is_usable = all(metric.name in row["stats"] for row in others)
-            if not (same_items(rows, others) and is_usable):
+            if not (same_items(rows, others) and measured_alike(candidate, champion)):
                 others = evaluate_version(
-                    champion, candidate.items, Path(place), evaluate_as=candidate
+                    champion, candidate.items, Path(place) / "incumbent", evaluate_as=candidate
                 )
+                rows = _rows_of_today(candidate, rows, Path(place))
         return f"version {incumbent.version}", compare_paired(metric, rows, others, resampling)
+
+
+def _rows_of_today(candidate: RegisteredVersion, rows: Rows, place: Path) -> Rows:
+    """Kept results of a version, or new ones if metrics of the user's own have changed since."""
+    if measured_as_today(candidate):
+        return rows
+    return evaluate_version(candidate, candidate.items, place / "candidate")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from tell_core.data.workspace import fetch_one, open_workspace, stream_batches
 from tell_core.errors import InputError, ModelError, StoreError
 from tell_core.evaluation.base import PREDICTIONS_FILE, Metric
 from tell_core.evaluation.measuring import Progress
-from tell_core.evaluation.metrics import build_metrics
+from tell_core.evaluation.metrics import build_metrics, metric_identity
 from tell_core.evaluation.scoring import evaluate_cell
 from tell_core.pipeline import CellOutcome, Stage
 from tell_core.promotion import Rows
@@ -52,6 +52,9 @@ BASE_RESULTS_FILE = "base_results.jsonl"
 _ITEM_COLUMNS = ("system", "history", "prompt", "response", "extra")
 _SCHEMA = pa.schema([(name, pa.string()) for name in _ITEM_COLUMNS])
 _BATCH_ROWS = 4096
+# Items are compared one by one; the others change neither a trained model's answers nor the way
+# they are scored.
+_NOT_SCORING = {"max_items", "num_shots", "batch_size", "backend", "harness"}
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,19 @@ class RegisteredVersion:
     def spec(self, settings: Sequence[str] = ()) -> ExperimentSpec:
         """The experiment it comes from, with changes as ``name=value``."""
         return load_spec(self.version / SPEC_FILE, settings)
+
+    def scoring(self) -> dict[str, Any]:
+        """How its kept results were measured: what may change an answer or its score.
+
+        Returns:
+            Plain JSON. ``sources`` has the sha256 of the source file of each metric of the user's
+            own; None where an older release kept none.
+        """
+        evaluation = self.spec().evaluation
+        kept = self.card["reproduce"].get("metric_sources", {})
+        own = [metric.name for metric in evaluation.metrics if ":" in metric.name]
+        fields = evaluation.model_dump(mode="json", exclude=_NOT_SCORING)
+        return {"evaluation": fields, "sources": {name: kept.get(name) for name in own}}
 
     def results(self) -> Rows:
         """What it did on each item."""
@@ -242,6 +258,23 @@ def evaluate_version(
     digests = [item_digest(row) for row in rows]
     _write_results(out, digests, out / RESULTS_FILE)
     return _read_lines(out / RESULTS_FILE)
+
+
+def measured_alike(version: RegisteredVersion, other: RegisteredVersion) -> bool:
+    """Whether the kept results of both were measured in one way, so that they can be compared."""
+    scoring = version.scoring()
+    return None not in scoring["sources"].values() and scoring == other.scoring()
+
+
+def measured_as_today(version: RegisteredVersion) -> bool:
+    """Whether the metrics of the user's own that scored it are what they are today.
+
+    Raises:
+        InputError: A metric's module is not there.
+    """
+    evaluation = version.spec().evaluation.model_copy(update={"harness": ()})
+    today: dict[str, str] = metric_identity(evaluation).get("metrics", {})
+    return bool(version.scoring()["sources"] == today)
 
 
 def primary_metric(version: RegisteredVersion) -> Metric:

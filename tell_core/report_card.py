@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from tell_core.analysis.summary import verdict_sentence
 from tell_core.data.curation import curation_inputs
+from tell_core.evaluation.metrics import metric_identity
 from tell_core.pipeline import (
     STAGE_VERSIONS,
     CellOutcome,
@@ -234,6 +235,7 @@ def _reproduce(
         "stages": {stage.name: stage.fingerprint for stage in stages},
         "stage_versions": STAGE_VERSIONS,
         "inputs": curation_inputs(spec),
+        "metric_sources": metric_identity(spec.evaluation).get("metrics", {}),
         "weights": weight_digests(chosen.trained.path),
     }
 

@@ -240,6 +240,90 @@ def test_an_incumbent_tested_on_other_items_is_tested_on_those_of_the_challenger
     assert compared.is_worse
 
 
+SCORED = [{"item": str(n), "stats": {"log_probability": [-1.0, 1]}} for n in range(3)]
+
+
+def tested_at(
+    place: Path, world: Path, source: str | None = None, **evaluation: Any
+) -> RegisteredVersion:
+    """A version with results on three items, whose log-probability all is -1 per token."""
+    version = registered_at(place)
+    write_tiny_spec(version.version / "spec.resolved.yaml", world, evaluation=evaluation)
+    sources = {name: source for name in evaluation.get("metrics", []) if source}
+    write_json(version.version / "report_card.json", {"reproduce": {"metric_sources": sources}})
+    lines = "".join(json.dumps(row) + "\n" for row in SCORED)
+    (version.version / "results.jsonl").write_text(lines)
+    return version
+
+
+def evaluated_when_compared(
+    monkeypatch: pytest.MonkeyPatch, candidate: RegisteredVersion, champion: RegisteredVersion
+) -> list[str]:
+    """Names of the versions that a comparison evaluates instead of using their results."""
+    evaluated: list[str] = []
+
+    def evaluate(version: RegisteredVersion, *_: Any, **__: Any) -> list[dict]:
+        evaluated.append(version.name)
+        return SCORED
+
+    monkeypatch.setattr("tasks.registry.evaluate_version", evaluate)
+    compare(*stand_in_for_the_registry(monkeypatch, candidate, champion))
+    return evaluated
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"max_new_tokens": 3},
+        {"stop": ["."]},
+        {"temperature": 0.5},
+        {"parse": {"kind": "text", "drop_prefix": "A: "}},
+        {"metrics": [{"name": "exact_match", "normalise": True}]},
+    ],
+)
+def test_an_incumbent_measured_otherwise_is_evaluated_again(
+    other: dict, tmp_path: Path, tiny_world: Path, monkeypatch: pytest.MonkeyPatch
+):
+    candidate = tested_at(tmp_path / "candidate", tiny_world)
+    champion = tested_at(tmp_path / "champion", tiny_world, **other)
+
+    assert evaluated_when_compared(monkeypatch, candidate, champion) == ["champion"]
+
+
+def test_kept_results_are_used_where_only_the_speed_was_another(
+    tmp_path: Path, tiny_world: Path, monkeypatch: pytest.MonkeyPatch
+):
+    candidate = tested_at(tmp_path / "candidate", tiny_world)
+    champion = tested_at(tmp_path / "champion", tiny_world, batch_size=3)
+
+    assert evaluated_when_compared(monkeypatch, candidate, champion) == []
+
+
+@pytest.mark.parametrize(
+    ("then", "incumbents", "evaluated"),
+    [
+        ("now", "now", []),
+        ("now", "before", ["champion"]),
+        ("before", "now", ["champion", "candidate"]),
+        (None, None, ["champion", "candidate"]),
+    ],
+)
+def test_results_of_an_own_metric_are_compared_only_from_one_source(
+    then: str | None, incumbents: str | None, evaluated: list[str],
+    tmp_path: Path, tiny_world: Path, monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    monkeypatch.setattr("tell_core.evaluation.metrics.source_digest", lambda _name: "now")
+    metrics = ["tests.tasks.test_registry:own_metric"]
+    candidate = tested_at(tmp_path / "candidate", tiny_world, then, metrics=metrics)
+    champion = tested_at(tmp_path / "champion", tiny_world, incumbents, metrics=metrics)
+
+    assert evaluated_when_compared(monkeypatch, candidate, champion) == evaluated
+
+
+def own_metric(prediction: str | None, reference: str) -> float:
+    return float(prediction == reference)
+
+
 @pytest.mark.slow
 def test_testing_a_version_again_gives_what_was_registered(fresh: MlflowClient):
     promote(fresh, NAME, "2")
