@@ -1,7 +1,8 @@
-"""What the anchor prompt does: separable hidden states, and whether they carry the gain (P4)."""
+"""What the anchor prompt does: separable hidden states, and a gain that goes with them (P4)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from tell_core.analysis.separability import Separability
 
 ANCHOR_ARMS = ("tell", "tell_no_anchor", "tell_random_anchor", "sft")
+SeedAreas = Mapping[str, Mapping[int, float]]  # by arm and seed
 _NUM_PERMUTATIONS = 39  # a p-value of 0.025 can show; each costs five probes per model
 _ANCHORED = {"tell": "anchor", "tell_random_anchor": "random text", "tell_no_anchor": "none",
              "sft": "own instruction"}  # fmt: skip
@@ -28,8 +30,9 @@ def anchor_mediates(run: RunCells) -> Finding:
 
     Cells at the smallest task budget and the largest general budget. The first component is the
     gain that a random text of equal length does not give, the second the separability that the
-    anchor adds to no anchor; both must be above 0. The table compares anchor and general data two
-    by two.
+    anchor adds to no anchor, the third the separability that it adds to the same random text; all
+    must be above 0. Without the third, any prefix could make the states separable while the gain
+    came from the anchor's words. The table compares anchor and general data two by two.
     """
     if missing := [arm for arm in ANCHOR_ARMS if not _cells(run, arm)]:
         return unmeasured("P4", f"arms {', '.join(missing)}")
@@ -37,22 +40,25 @@ def anchor_mediates(run: RunCells) -> Finding:
     gain = run.difference(
         metric, "tell", "tell_random_anchor", f"{metric}: tell minus tell_random_anchor"
     )
-    if gain is None:
-        return unmeasured("P4", "at least 2 seeds of tell and tell_random_anchor")
+    seeds = [{cell.seed for cell in _cells(run, arm)} for arm in ANCHOR_ARMS[:2]]
+    if gain is None or len(set.intersection(*seeds)) < 2:
+        return unmeasured(
+            "P4",
+            "at least 2 seeds that tell shares with tell_no_anchor and tell_random_anchor each",
+        )
     try:
         found = {arm: [_probe(run, cell) for cell in _cells(run, arm)] for arm in ANCHOR_ARMS}
     except AnalysisError as error:
         return unmeasured("P4", str(error))
-    areas = {arm: np.array([one.auc for one, _ in probes]) for arm, probes in found.items()}
-    added = _seed_component(
-        "AUC of task against general states: tell minus tell_no_anchor",
-        areas["tell"] - areas["tell_no_anchor"],
-        run,
-    )
+    areas = {
+        arm: {cell.seed: one.auc for cell, (one, _) in zip(_cells(run, arm), probes, strict=True)}
+        for arm, probes in found.items()
+    }
+    added = [_added_area(run, areas, other) for other in ("tell_no_anchor", "tell_random_anchor")]
     return Finding(
         "P4",
         CLAIMS["P4"],
-        (gain, added),
+        (gain, *added),
         remark=_remark(run, metric, areas),
         figure={
             "table": [_table_row(run, metric, arm, found[arm]) for arm in ANCHOR_ARMS],
@@ -80,9 +86,13 @@ def _probe(run: RunCells, cell: AnalysedCell) -> tuple[Separability, list[dict[s
     from tell_core.analysis.quanta.loading import load_subject
     from tell_core.analysis.separability import last_prompt_states, projection, separability
     from tell_core.data.encoding import EncodedExamples
+    from tell_core.training.devices import resolve_device
 
     model, _ = load_subject(
-        run.spec.model.id, revision=run.spec.model.revision, trained=cell.trained
+        run.spec.model.id,
+        revision=run.spec.model.revision,
+        trained=cell.trained,
+        device=resolve_device(run.spec.training.device),
     )
     roles = [item["role"] for item in read_lines(cell.mixed / "probe_items.jsonl")]
     rows = np.flatnonzero([role in ("task", "general") for role in roles])
@@ -98,6 +108,14 @@ def _probe(run: RunCells, cell: AnalysedCell) -> tuple[Separability, list[dict[s
         for (x, y), task in zip(projection(states), is_task, strict=True)
     ]
     return found, points
+
+
+def _added_area(run: RunCells, areas: SeedAreas, other: str) -> Component:
+    """Area of `tell` minus that of another arm, seeds paired."""
+    seeds = sorted(areas["tell"].keys() & areas[other].keys())
+    differences = np.array([areas["tell"][seed] - areas[other][seed] for seed in seeds])
+    name = f"AUC of task against general states: tell minus {other}"
+    return _seed_component(name, differences, run)
 
 
 def _seed_component(name: str, differences: FloatArray, run: RunCells) -> Component:
@@ -123,7 +141,7 @@ def _table_row(
     }
 
 
-def _remark(run: RunCells, metric: str, areas: dict[str, FloatArray]) -> str:
+def _remark(run: RunCells, metric: str, areas: SeedAreas) -> str:
     """The share of the gain that goes with the anchor, and whether the probe is at its ceiling."""
     scores = {
         arm: float(point.scores.mean())
@@ -134,9 +152,10 @@ def _remark(run: RunCells, metric: str, areas: dict[str, FloatArray]) -> str:
     words = (
         f"Of TELL's gain over SFT, {whole:+.2f}, {scores['tell_no_anchor'] - scores['sft']:+.2f}"
         f" remains without an anchor and {scores['tell_random_anchor'] - scores['sft']:+.2f} with"
-        " a random text."
+        " a random text. That gain and separability appear in the same arm is measured; that the"
+        " one brings the other is not."
     )
-    if areas["tell_no_anchor"].min() > 0.99:
+    if min(areas["tell_no_anchor"].values()) > 0.99:
         words += (
             " Task and general prompts are told apart without any anchor (AUC above 0.99): on these"
             " data the anchor has nothing left to add to separability."
