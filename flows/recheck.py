@@ -8,9 +8,10 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.events import emit_event
+from prefect.events.worker import EventsWorker
 
 from flows.scheduling import HOUR, RETRIES, can_retry_help, nothing_to_do, tell_failure
-from tasks.registry import Recheck, champion_of, open_registry, recheck
+from tasks.registry import Recheck, champion_of, note_recheck, open_registry, recheck
 from tell_core.spec.model import SourceSpec
 
 FALLEN_EVENT = "tell.champion.fallen"
@@ -42,6 +43,7 @@ def recheck_champion(
     create_markdown_artifact(key="recheck", markdown=found.sentence())
     if found.has_fallen:
         tell_fall(found)
+    note_check(found)
     return {"has_fallen": found.has_fallen, "comparison": found.comparison.as_json()}
 
 
@@ -65,8 +67,14 @@ def check_champion(name: str, data: Path | None, again: bool) -> Recheck:
     return recheck(open_registry(), name, source, again=again)
 
 
+@task(name="note check-up", cache_policy=NO_CACHE, retry_condition_fn=can_retry_help, **RETRIES)
+def note_check(found: Recheck) -> None:
+    """Remember that these data were looked at."""
+    note_recheck(open_registry(), found)
+
+
 def tell_fall(found: Recheck) -> None:
-    """Emit the event; an automation may send it on to a person."""
+    """Emit the event and wait until it is sent; an automation may send it on to a person."""
     assert found.comparison is not None, "a fall has been measured"
     emit_event(
         event=FALLEN_EVENT,
@@ -76,3 +84,4 @@ def tell_fall(found: Recheck) -> None:
         },
         payload={"version": found.version, "data": found.data, **found.comparison.as_json()},
     )
+    EventsWorker.instance().drain()  # events are sent in the background

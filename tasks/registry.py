@@ -42,6 +42,7 @@ from tell_core.store import read_json, write_json
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 BASE_MODEL = "the base model"
+_RECHECKED_DATA = "tell.recheck.data"
 _URI = re.compile(r"models:/(?P<name>[^/@]+)(/(?P<version>\d+)|@(?P<alias>[\w-]+))")
 Outcome = Literal["promoted", "refused", "forced", "already champion"]
 
@@ -316,6 +317,8 @@ def recheck(
 ) -> Recheck:
     """Evaluate the champion on fresh data and compare with the score it was registered with.
 
+    Until `note_recheck` is called with the finding, the same data are looked at again.
+
     Args:
         client: The registry.
         name: The registered model.
@@ -332,7 +335,7 @@ def recheck(
     with fetched(version) as champion, tempfile.TemporaryDirectory(prefix="tell-") as place:
         source = resolve_source(data or champion.spec().task.test, "task_test", "data")
         digest = fingerprint(source_identity(source))
-        if version.tags.get("tell.recheck.data") == digest and not again:
+        if version.tags.get(_RECHECKED_DATA) == digest and not again:
             return Recheck(name, str(version.version), digest, False, None)
         items = Path(place) / "items.parquet"
         read_items(source, champion.anchor, items)
@@ -343,6 +346,14 @@ def recheck(
     checked = Recheck(name, str(version.version), digest, True, found)
     _keep_recheck(client, version, checked)
     return checked
+
+
+def note_recheck(client: MlflowClient, found: Recheck) -> None:
+    """Remember that these data were looked at: the last step, after all that follows from it.
+
+    A check-up that is stopped before is made again, so that no fall stays untold.
+    """
+    client.set_model_version_tag(found.name, found.version, _RECHECKED_DATA, found.data)
 
 
 def _keep(client: MlflowClient, version: ModelVersion, decision: Decision) -> None:
@@ -386,7 +397,6 @@ def _keep_recheck(client: MlflowClient, version: ModelVersion, checked: Recheck)
         version,
         {
             "tell.recheck": "fallen" if checked.has_fallen else "held",
-            "tell.recheck.data": checked.data,
             "tell.recheck.score": f"{compared.score:.6g}",
             "tell.recheck.interval": json.dumps([compared.low, compared.high]),
             "tell.recheck.checked": moment,

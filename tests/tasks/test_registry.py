@@ -27,6 +27,7 @@ from tasks.registry import (
     compare,
     fetched,
     find_version,
+    note_recheck,
     open_registry,
     promote,
     recheck,
@@ -339,10 +340,13 @@ def test_testing_a_version_again_gives_what_was_registered(fresh: MlflowClient):
 @pytest.mark.slow
 def test_data_that_were_looked_at_are_not_looked_at_again(fresh: MlflowClient):
     promote(fresh, NAME, "2")
-    recheck(fresh, NAME)
+    first = recheck(fresh, NAME)
+    unnoted = recheck(fresh, NAME)
+    note_recheck(fresh, first)
 
     found = recheck(fresh, NAME)
 
+    assert unnoted.is_new
     assert not found.is_new
     assert found.comparison is None
 
