@@ -32,6 +32,7 @@ from tell_core.analysis.anchor_scores import (
     as_rows,
     compare,
     judge_search,
+    judge_training,
 )
 from tell_core.analysis.resampling import FloatArray, Resampling
 from tell_core.data.anchors import Anchor, random_anchor, resolve_anchor
@@ -357,7 +358,7 @@ def _train(
             say(f"trained: {kind}", done, len(arms))
     resampling = Resampling.of(spec.analysis)
     tested = compare(scores.pop(CANDIDATE), scores, resampling)
-    verdict, reason = judge_search(tested, resampling.confidence)
+    verdict, reason = judge_training(tested, resampling.confidence, len(spec.seeds))
     cell = _cell(spec, "tell", 0)
     return {
         "task_budget_tokens": cell.task_budget_tokens,

@@ -22,6 +22,7 @@ from tell_core.analysis.resampling import (
 )
 
 Verdict = Literal["adopt", "keep", "undetermined", "no candidate"]
+MIN_SEEDS = 2
 CANDIDATE, GIVEN, NONE, RANDOM = "candidate", "given", "no anchor", "random text"
 
 
@@ -100,6 +101,25 @@ def judge_search(tested: Sequence[Difference], confidence: float) -> tuple[Verdi
         shown = f"; better than {' and '.join(better)}" if better else ""
         return "undetermined", f"not shown to differ from {' and '.join(open_)}{shown}"
     return "adopt", f"better than {', '.join(better)}"
+
+
+def judge_training(
+    tested: Sequence[Difference], confidence: float, num_seeds: int
+) -> tuple[Verdict, str]:
+    """What trainings with the chosen candidate and its controls say of it, and why.
+
+    Args:
+        tested: Differences of the trained candidate, as in `judge_search`.
+        confidence: 1 minus the level of the tests.
+        num_seeds: Trainings of each anchor. With one, intervals know nothing of the spread between
+            seeds, and nothing is decided.
+    """
+    if num_seeds < MIN_SEEDS:
+        return "undetermined", (
+            "one seed: the spread between trainings is not known; give at least"
+            f" {MIN_SEEDS} under `seeds`"
+        )
+    return judge_search(tested, confidence)
 
 
 def as_rows(differences: Sequence[Difference]) -> list[dict[str, Any]]:

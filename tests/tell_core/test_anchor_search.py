@@ -129,6 +129,22 @@ def test_training_puts_the_candidate_on_task_prompts_and_changes_nothing_else(
     assert any(TEXTS[0] in text for text in texts)
 
 
+def test_one_seed_of_trainings_is_told_as_such(spec, curated, writes, monkeypatch) -> None:
+    """The candidate leads every control by a nat on every item, and still."""
+    writes(TEXTS[0])
+    leads = [0.0, -1.0, -1.0, -1.0]  # the candidate is trained first
+    num_items = spec.task.dev_examples
+    monkeypatch.setattr(
+        anchor_search, "_dev_scores", lambda *_given: np.full(num_items, leads.pop(0))
+    )
+    one = spec.model_copy(update={"seeds": (0,)})
+
+    trained = search_anchors(one, curated, HOW, is_trained=True)["trained"]
+
+    assert trained["verdict"] == "undetermined"
+    assert trained["reason"].startswith("one seed")
+
+
 def test_training_without_general_data_is_refused(spec, curated, writes) -> None:
     writes(TEXTS[0])
     alone = spec.model_copy(update={"general": ()})

@@ -3,7 +3,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tell_core.analysis.anchor_scores import Difference, compare, judge_search
+from tell_core.analysis.anchor_scores import (
+    Difference,
+    compare,
+    judge_search,
+    judge_training,
+)
 from tell_core.analysis.resampling import Resampling
 
 HOW = Resampling(num_draws=400)
@@ -74,6 +79,18 @@ def test_comparisons_made_together_are_corrected_together() -> None:
 )
 def test_only_what_beats_everything_is_adopted(tested: list[Difference], verdict: str) -> None:
     assert judge_search(tested, 0.95)[0] == verdict
+
+
+@pytest.mark.parametrize(
+    ("num_seeds", "verdict"), [(1, "undetermined"), (2, "adopt"), (3, "adopt")]
+)
+def test_one_training_of_each_anchor_decides_nothing(num_seeds: int, verdict: str) -> None:
+    tested = [difference("no anchor", 1, 0.001), difference("random text", 1, 0.001)]
+
+    found, reason = judge_training(tested, 0.95, num_seeds)
+
+    assert found == verdict
+    assert ("one seed" in reason) == (num_seeds == 1)
 
 
 def adopted_from_noise(seed: int) -> bool:
