@@ -1,10 +1,11 @@
-"""Which units of the task are shared with general data, written down before outcomes are seen.
+"""Which units of the task are shared with general data, by a rule that reads no TELL cell.
 
 Shared: after training on general data alone, at the largest general budget, the unit's loss is at
 most half of its loss before training. Specific: it is not, but it is after SFT at the largest task
 budget. A unit counts as learned where it is in more than half of the seeds. The split reads the
-last probes of `general_only` and `sft` and nothing of any TELL arm; it is written with its digest,
-and what is computed from it later checks the digest.
+probes of `general_only` and `sft` and nothing of any TELL arm. That is what *registered* means
+here; the file is written when predictions are first measured, which is after the run has ended. It
+has a digest and stands from then on: a split that comes out differently later is refused.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from tell_core.store import read_json, write_json
 SPLIT_FILE = "split.json"
 Group = Literal["shared", "specific", "neither", "known"]
 GROUPS: tuple[Group, ...] = ("shared", "specific", "neither", "known")
+_RULE_KEYS = ("rule", "learned_share")
 _RULE = (
     "shared: loss at most half of the base model's after general_only at the largest general"
     " budget; specific: not shared, and at most half after sft at the largest task budget; each in"
@@ -95,14 +97,15 @@ def task_units(trace: CellTrace) -> Units:
 
 
 def register_split(cells: Sequence[AnalysedCell], path: Path) -> Split:
-    """Write the split of a run, or find the same one there.
+    """Write the split of a run, or find the same one there; a file is never replaced.
 
     Args:
         cells: All cells of the run; only `general_only` and `sft` are read.
         path: File to write.
 
     Raises:
-        AnalysisError: The run has no trained cells of these arms.
+        AnalysisError: The run has no trained cells of these arms, the file was changed after it
+            was written, or it holds another split.
     """
     general = _at_largest(cells, "general_only", "general_budget_tokens")
     sft = _at_largest(cells, "sft", "task_budget_tokens")
@@ -115,8 +118,14 @@ def register_split(cells: Sequence[AnalysedCell], path: Path) -> Split:
         "cells": [cell.name for cell in (*general, *sft)],
         "groups": dict(zip(names, chosen.tolist(), strict=True)),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"digest": fingerprint(content), **content})
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"digest": fingerprint(content), **content})
+    elif changes := _changes(_verified(path), content):
+        raise AnalysisError(
+            f"{path} registers another split than this run has now: {'; '.join(changes)}. Restore"
+            " the cells it was registered with, or remove the file to register the split anew"
+        )
     return read_split(path)
 
 
@@ -126,14 +135,42 @@ def read_split(path: Path) -> Split:
     Raises:
         AnalysisError: It was changed after it was written.
     """
-    content = read_json(path)
-    digest = content.pop("digest")
+    content = _verified(path)
+    return Split(content["groups"], fingerprint(content))
+
+
+def _verified(path: Path) -> dict[str, Any]:
+    """What a split's file holds, without its digest, which has to be right."""
+    content: dict[str, Any] = read_json(path)
+    digest = content.pop("digest", None)
     if fingerprint(content) != digest:
         raise AnalysisError(
             f"{path} was changed after it was registered: its digest is not {digest}. Remove it to"
             " register the split anew"
         )
-    return Split(content["groups"], digest)
+    return content
+
+
+def _changes(registered: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """In words, how two splits differ; empty where they are the same."""
+    if registered == found:
+        return []
+    changes = []
+    if [registered.get(k) for k in _RULE_KEYS] != [found[k] for k in _RULE_KEYS]:
+        changes.append("the rule is another one")
+    gone, new = (
+        sorted(set(one.get("cells", ())) - set(other.get("cells", ())))
+        for one, other in ((registered, found), (found, registered))
+    )
+    changes += [f"cell {name} is gone" for name in gone] + [f"cell {name} is new" for name in new]
+    before, after = registered.get("groups", {}), found["groups"]
+    moved = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    if moved:
+        changes.append(
+            f"{len(moved)} units are in another group, {moved[0]!r} first (was"
+            f" {before.get(moved[0], 'absent')}, is {after.get(moved[0], 'absent')})"
+        )
+    return changes or ["its cells stand in another order"]
 
 
 def _at_largest(cells: Sequence[AnalysedCell], arm: str, budget: str) -> list[AnalysedCell]:

@@ -6,6 +6,7 @@ import pytest
 from tell_core.analysis.registration import read_split, register_split, task_units
 from tell_core.analysis.traces import read_trace
 from tell_core.errors import AnalysisError
+from tell_core.spec.identity import fingerprint
 from tests.tell_core.analysis.small_runs import (
     NUM_TASK,
     World,
@@ -50,6 +51,49 @@ def test_a_split_changed_by_hand_is_refused(cells, tmp_path) -> None:
 
     with pytest.raises(AnalysisError, match="changed after it was registered"):
         read_split(path)
+
+
+def test_a_registered_split_is_found_again_and_not_written_again(cells, tmp_path) -> None:
+    path = tmp_path / "split.json"
+    first = register_split(cells, path)
+    written = path.stat().st_mtime_ns
+
+    assert register_split(cells, path) == first
+    assert path.stat().st_mtime_ns == written
+
+
+def test_a_run_whose_split_came_out_differently_is_refused_and_the_file_stays(
+    cells, tmp_path
+) -> None:
+    path = tmp_path / "split.json"
+    register_split(cells, path)
+    before = path.read_text()
+    fewer = [cell for cell in cells if cell.seed < 2]
+
+    with pytest.raises(AnalysisError, match="cell sft-t480-s2 is gone"):
+        register_split(fewer, path)
+    assert path.read_text() == before
+
+
+def test_other_groups_of_the_same_cells_are_refused(cells, tmp_path) -> None:
+    path = tmp_path / "split.json"
+    register_split(cells, path)
+    content = json.loads(path.read_text())
+    del content["digest"]
+    content["groups"]["dev-0"] = "neither"
+    path.write_text(json.dumps({"digest": fingerprint(content), **content}))
+
+    with pytest.raises(AnalysisError, match=r"1 units are in another group, 'dev-0' first"):
+        register_split(cells, path)
+
+
+def test_a_split_changed_by_hand_is_not_written_over(cells, tmp_path) -> None:
+    path = tmp_path / "split.json"
+    register_split(cells, path)
+    path.write_text(path.read_text().replace('"specific"', '"shared"', 1))
+
+    with pytest.raises(AnalysisError, match="changed after it was registered"):
+        register_split(cells, path)
 
 
 def test_units_that_the_split_does_not_know_are_refused(cells, tmp_path) -> None:
