@@ -87,7 +87,7 @@ def write_beside(final: Path, *, resume: bool = False) -> Iterator[Path]:
         if final.exists():
             shutil.rmtree(final)
         partial.rename(final)
-        _sync_directory(final.parent)
+        sync_path(final.parent)
 
 
 @contextmanager
@@ -153,18 +153,37 @@ def read_json(path: Path) -> Any:
         raise StoreError(f"cannot read {path}: {error}") from error
 
 
+def sync_below(directory: Path) -> None:
+    """Have all files below a directory, and their names, on disk before anything else is written.
+
+    A loss of power may otherwise keep what was written last and empty what it speaks of.
+    """
+    for path in directory.rglob("*"):
+        if path.is_file() or path.is_dir():
+            sync_path(path)
+    sync_path(directory)
+
+
+def sync_path(path: Path) -> None:
+    """Have a file's content, or the names in a directory, on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _seal(directory: Path, stage: str, fp: str) -> None:
+    sync_below(directory)
     files = sorted(path for path in directory.rglob("*") if path.is_file())
     records = {}
     for path in files:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
         name = path.relative_to(directory).as_posix()
         if name != MARKER:
             records[name] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
     marker = {"stage": stage, "fingerprint": fp, "finished": time.time(), "files": records}
     write_json(directory / MARKER, marker)
-    _sync_directory(directory)
+    sync_path(directory)
 
 
 def _matches(path: Path, record: dict[str, Any]) -> bool:
@@ -173,14 +192,6 @@ def _matches(path: Path, record: dict[str, Any]) -> bool:
         return has_size and file_digest(path) == record["sha256"]
     except OSError:
         return False
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _existing_parent(path: Path) -> Path:

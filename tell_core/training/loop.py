@@ -15,7 +15,7 @@ from tell_core.data.encoding import EncodedExamples, Mixture, from_lists
 from tell_core.data.token_store import open_mixture
 from tell_core.errors import DataError, SpecError
 from tell_core.spec.identity import file_digest, fingerprint
-from tell_core.store import explain_disk_errors, read_json, write_json
+from tell_core.store import explain_disk_errors, read_json, sync_below, sync_path, write_json
 from tell_core.training import devices, models
 from tell_core.training.attention import attention_name
 from tell_core.training.checkpoints import remove_checkpoints
@@ -238,7 +238,10 @@ def _response(examples: EncodedExamples, row: int, tokenizer: PreTrainedTokenize
 def _write_results(
     trainer: Trainer, tokenizer: PreTrainedTokenizerBase, out: Path, identity: str
 ) -> dict[str, Any]:
-    """Write the kept weights and the probe losses, then the summary, then drop checkpoints."""
+    """Write the kept weights and the probe losses, then the summary, then drop checkpoints.
+
+    Each is on disk before the next begins: the summary says that the others are whole.
+    """
     trainer.take_kept_weights()
     models.save_trained(trainer.model, tokenizer, out)
     progress = trainer.progress
@@ -272,6 +275,8 @@ def _write_results(
         "kept_dev_loss": progress.kept_dev_loss,
         "final_loss": progress.final_loss,
     }
+    sync_below(out)
     write_json(out / SUMMARY_FILE, summary)
+    sync_path(out)
     remove_checkpoints(checkpoint_directory(out))
     return summary

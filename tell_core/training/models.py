@@ -20,7 +20,7 @@ from torch import nn
 
 from tell_core.errors import ModelError
 from tell_core.spec.identity import file_digest
-from tell_core.store import read_json, write_json
+from tell_core.store import read_json, sync_below, sync_path, write_json
 from tell_core.training.devices import DtypeName, resolve_device, resolve_precision
 from tell_core.trusted_code import brings_code, code_files, may_run_code
 
@@ -454,7 +454,7 @@ def checkpointed(model: nn.Module, training: TrainingSpec) -> Iterator[None]:
 
 
 def save_trained(model: nn.Module, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
-    """Write ``out/adapter`` (LoRA) or ``out/model`` (full), complete or not at all.
+    """Write ``out/adapter`` (LoRA) or ``out/model`` (full), on disk complete or not at all.
 
     What an earlier training left there is replaced.
     The full model is written in float32, as it was trained, with its tokenizer.
@@ -473,7 +473,9 @@ def save_trained(model: nn.Module, tokenizer: PreTrainedTokenizerBase, out: Path
         _settle_tokenizer(partial)
     for name in (ADAPTER_DIRECTORY, MODEL_DIRECTORY):
         shutil.rmtree(out / name, ignore_errors=True)
+    sync_below(partial)
     partial.rename(final)
+    sync_path(out)
 
 
 def _settle_adapter(directory: Path) -> None:

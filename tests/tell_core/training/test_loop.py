@@ -20,6 +20,7 @@ from tell_core.data.encoding import EncodedExamples, Mixture
 from tell_core.errors import DataError, InputError, SpecError, TrainingError
 from tell_core.spec.model import TrainingSpec
 from tell_core.store import MARKER
+from tell_core.training import loop
 from tell_core.training.batching import Limits, count_batches
 from tell_core.training.checkpoints import _seal
 from tell_core.training.loop import probe_weights, train_cell
@@ -142,6 +143,45 @@ def test_a_broken_training_ends_with_the_bits_of_an_unbroken_one(
 
     assert outcome(directory / "broken") == outcome(directory / "unbroken")
     assert not (directory / "broken" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_weights_are_on_disk_before_the_summary_and_that_before_checkpoints_go(
+    training_spec: Spec,
+    write_inputs: Inputs,
+    train: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+):
+    """What a loss of power may leave is decided by what was synced when."""
+    out, synced, seen = tmp_path / "out", set(), []
+    fsync, write, remove = os.fsync, loop.write_json, loop.remove_checkpoints
+
+    def sync(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.add(os.fstat(descriptor).st_ino)
+
+    def watch_summary(path: Path, value: object) -> None:
+        names = ("*/*.safetensors", "adapter", "model", "log.jsonl", "probe.npz")
+        files = [file for name in names for file in out.glob(name)]
+        seen.append([file.name for file in files if file.stat().st_ino not in synced])
+        assert len(files) == 4 and list(out.glob("checkpoints/step-*"))
+        synced.clear()
+        write(path, value)
+
+    def watch_removal(directory: Path) -> None:
+        needed = (out / "summary.json", out)
+        seen.append([path.name for path in needed if path.stat().st_ino not in synced])
+        remove(directory)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(loop, "write_json", watch_summary)
+    monkeypatch.setattr(loop, "remove_checkpoints", watch_removal)
+
+    train(write_inputs(), training_spec(method=method, checkpoint_seconds=1e-9))
+
+    assert seen == [[], []]
 
 
 def test_cells_that_share_a_base_model_give_what_they_give_alone(
