@@ -142,7 +142,9 @@ def test_code_counts_for_a_models_identity_where_it_runs(model: Path):
     assert len({before, allowed, model_digest(model)}) == 3
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     files=st.dictionaries(
         st.from_regex(r"[a-z]{1,8}\.py", fullmatch=True),
