@@ -8,6 +8,7 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
 
+from flows.last_words import end_with_worker
 from flows.scheduling import HOUR, is_under_way, nothing_to_do, tell_failure
 from tasks.artifacts import show_curation
 from tasks.stages import curate, value_of
@@ -37,6 +38,7 @@ def curate_changed(
         settings: ``name=value`` for its variables and fields.
         out: Run directory; ``runs/<experiment name>`` by default.
     """
+    end_with_worker()
     spec = load_spec(spec_file, settings or [])
     root = out or default_root(spec)
     if is_under_way(root):

@@ -7,6 +7,7 @@ from prefect import flow
 
 from flows.demo_files import demo_settings, demo_spec
 from flows.experiment import run_experiment
+from flows.last_words import end_with_worker
 from tasks.stages import build_world, value_of
 from tell_core.lanes import open_lanes
 from tell_core.results import sole_owner
@@ -20,6 +21,7 @@ def run_demo(out: Path, track: bool = True) -> dict[str, Any]:
         out: Run directory.
         track: Whether to record the run in MLflow.
     """
+    end_with_worker()
     out.mkdir(parents=True, exist_ok=True)
     with sole_owner(out), open_lanes(1):
         world = value_of(build_world(out))

@@ -12,11 +12,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 _DONE = b"done"
 _LOOK_EVERY_SECONDS = 1.0
 _IN_A_WORKER = "PREFECT__FLOW_RUN_ID"
+_INIT = 1
+# Asked when the flow's file is imported: a worker that ends from then on is seen to be gone.
+_STARTED_BY = os.getppid()
 
 
 @contextmanager
@@ -44,21 +48,33 @@ def note_if_killed(root: Path) -> Iterator[None]:
         waiting.wait()
 
 
+@cache  # a flow within a flow needs no second watch
 def end_with_worker() -> None:
     """Ask this process to stop when the Prefect worker that started it is gone, however it ended.
 
-    Does nothing where no worker started it.
+    The first line of every deployed flow. Does nothing where no worker started it.
     """
     if os.environ.get(_IN_A_WORKER):
         threading.Thread(
-            target=_watch, args=(os.getppid(),), name="end-with-worker", daemon=True
+            target=_watch, args=(_STARTED_BY,), name="end-with-worker", daemon=True
         ).start()
 
 
 def _watch(worker: int) -> None:
-    while os.getppid() == worker:
-        time.sleep(_LOOK_EVERY_SECONDS)
+    if worker != _INIT or _is_prefect(worker):
+        while os.getppid() == worker:
+            time.sleep(_LOOK_EVERY_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _is_prefect(pid: int) -> bool:
+    """Whether a process was started as Prefect: in a container a worker, or what starts it, is 1.
+
+    Everywhere else process 1 takes over what lost its parent.
+    """
+    with suppress(OSError):
+        return b"prefect" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
 
 
 def main() -> None:

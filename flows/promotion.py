@@ -10,6 +10,7 @@ from prefect.flow_runs import pause_flow_run
 from prefect.input import RunInput
 from pydantic import Field
 
+from flows.last_words import end_with_worker
 from flows.scheduling import HOUR, RETRIES, can_retry_help, nothing_to_do, tell_failure
 from tasks.registry import Decision, champion_of, compare, find_version, open_registry, promote
 
@@ -43,6 +44,7 @@ def promote_with_approval(
         version: Number of the version.
         decide_within_seconds: How long to wait for an answer; then the run fails.
     """
+    end_with_worker()
     summary = compare_with_champion(name, version)
     if summary is None:
         return nothing_to_do(f"{name} version {version} is champion already")

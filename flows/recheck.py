@@ -10,6 +10,7 @@ from prefect.client.schemas.objects import State
 from prefect.events import emit_event
 from prefect.events.worker import EventsWorker
 
+from flows.last_words import end_with_worker
 from flows.scheduling import HOUR, RETRIES, can_retry_help, nothing_to_do, tell_failure
 from tasks.registry import Recheck, champion_of, note_recheck, open_registry, recheck
 from tell_core.spec.model import SourceSpec
@@ -34,6 +35,7 @@ def recheck_champion(
         data: Fresh test items; by default what lies now where its test items came from.
         again: Also when these data were looked at before.
     """
+    end_with_worker()
     if not has_champion(name):
         return nothing_to_do(f"{name} has no champion yet")
     found = check_champion(name, data, again)

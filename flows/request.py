@@ -7,6 +7,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from flows.experiment import run_experiment
+from flows.last_words import end_with_worker
 from flows.runners import LOCAL
 from flows.scheduling import nothing_to_do, tell_failure, work_state
 from tell_core.results import default_root
@@ -50,6 +51,7 @@ def request_experiment(
         adaptive: Run only the cells that the answer needs.
         runner: Where the cells are computed: local, dask or ray.
     """
+    end_with_worker()
     fields = {
         "budgets.task_tokens": task_tokens,
         "budgets.general_tokens": general_tokens,

@@ -7,6 +7,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
 
 from flows.experiment import run_experiment
+from flows.last_words import end_with_worker
 from flows.scheduling import nothing_to_do, tell_failure, work_state
 from tell_core.errors import TellError
 from tell_core.results import default_root
@@ -35,6 +36,7 @@ def run_sweep(
         track: Whether to record the runs in MLflow.
         adaptive: Run only the cells that the answers need.
     """
+    end_with_worker()
     found: dict[str, str] = {}
     for spec_file in spec_files:
         try:
