@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -595,8 +596,8 @@ def learning_orders(run: RunCells) -> dict[str, Any]:
 def _agreement(
     first: Sequence[LearningTimes], second: Sequence[LearningTimes]
 ) -> dict[str, float | int] | None:
-    """Mean agreement over all pairs of different trainings."""
-    pairs = [(a, b) for a in first for b in second if a is not b]
+    """Mean agreement over all pairs of different trainings, each pair once."""
+    pairs = combinations(first, 2) if first is second else product(first, second)
     found = [agreement for a, b in pairs if (agreement := rank_agreement(a, b)) is not None]
     if not found:
         return None

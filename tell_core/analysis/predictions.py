@@ -1,6 +1,6 @@
 """The table of predictions P1 to P7 of a finished run, and the learning orders behind it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from tell_core.analysis.mechanism import (
     unmeasured,
 )
 from tell_core.analysis.registration import SPLIT_FILE, Split, register_split
-from tell_core.analysis.sequence import learning_order
+from tell_core.analysis.sequence import LearningTimes, learning_order
 from tell_core.analysis.verdicts import Finding, judge
 from tell_core.errors import AnalysisError
 from tell_core.evaluation.metrics import build_metrics
@@ -113,6 +113,13 @@ def _directions_of_groups(
     return specific_directions(run, split, root, on_progress)
 
 
+def _mean_steps(trainings: Sequence[LearningTimes]) -> list[float | None]:
+    """Mean step at which each unit was learned over the trainings; None where it was known."""
+    steps = np.expm1([times.log_times for times in trainings]).mean(axis=0)
+    was_known = np.any([times.was_known for times in trainings], axis=0)
+    return [None if known else float(step) for step, known in zip(steps, was_known, strict=True)]
+
+
 def _sequence(run: RunCells) -> dict[str, Any]:
     """Learning order of the task units by arm with intervals, and how far orders agree."""
     orders = learning_orders(run)
@@ -125,7 +132,7 @@ def _sequence(run: RunCells) -> dict[str, Any]:
         "arms": {
             arm: {
                 "order": learning_order(trainings, confidence),
-                "steps": np.expm1([times.log_times for times in trainings]).mean(axis=0).tolist(),
+                "steps": _mean_steps(trainings),
             }
             for arm, trainings in orders["times"].items()
         },

@@ -145,6 +145,8 @@ def learning_order(
 ) -> list[dict[str, float | None]]:
     """Mean place of each unit in the order of several trainings, with an interval.
 
+    Units that were known before any of the trainings have no place and are not counted.
+
     Args:
         trainings: R trainings with the same units, such as the seeds of one arm.
         confidence: Coverage. The interval is Student's, of the mean of R places; with one training
@@ -152,8 +154,18 @@ def learning_order(
 
     Returns:
         For each unit ``rank``, ``low`` and ``high`` (None with one training), and
-        ``learned_share``, the share of trainings in which it was learned.
+        ``learned_share``, the share of trainings in which it was learned. All are None for a unit
+        that was known.
     """
+    had_to_learn = ~np.any([times.was_known for times in trainings], axis=0)
+    unknown = [times.select(had_to_learn) for times in trainings]
+    rows = iter(_places(unknown, confidence))
+    none = dict.fromkeys(("rank", "low", "high", "learned_share"))
+    return [next(rows) if is_placed else dict(none) for is_placed in had_to_learn]
+
+
+def _places(trainings: Sequence[LearningTimes], confidence: float) -> list[dict[str, float | None]]:
+    """The rows of `learning_order` for units that all had something to learn."""
     places = np.stack([ranks(times) for times in trainings])
     learned = np.stack([times.is_learned for times in trainings]).mean(axis=0)
     mean, num_units = places.mean(axis=0), places.shape[1]

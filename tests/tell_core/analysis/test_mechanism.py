@@ -198,5 +198,7 @@ def test_learning_orders_of_seeds_agree_where_groups_differ(quantum_run) -> None
     orders = learning_orders(quantum_run[0])
 
     assert orders["within"]["tell"]["spearman"] > 0.5
+    assert orders["within"]["tell"]["num_pairs"] == 3
+    assert orders["with_tell"]["sft"]["num_pairs"] == 3 * 3
     assert len(orders["units"]) == NUM_TASK
     assert np.isfinite(orders["with_tell"]["sft"]["kendall"])

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tell_core.analysis import predictions
 from tell_core.analysis.predictions import measure_predictions
 from tell_core.errors import AnalysisError
-from tell_core.store import write_json
+from tell_core.store import read_json, write_json
 from tests.tell_core.analysis.small_runs import (
     World,
     by_use,
@@ -57,3 +58,16 @@ def test_a_measure_that_the_data_do_not_allow_is_undetermined_with_its_reason(
     assert list(by_name) == [f"P{number}" for number in range(1, 8)]
     assert by_name[prediction]["verdict"] == "undetermined"
     assert by_name[prediction]["reason"].startswith("2 units were learned")
+
+
+def test_units_that_were_known_have_no_place_in_the_sequence(root: Path) -> None:
+    with np.load(path := next(root.glob("tell-*9400-s0")) / "probe.npz") as arrays:
+        steps, losses = arrays["steps"], arrays["losses"]
+    known = np.where(np.arange(losses.shape[1]) == 0, 0.01, losses)
+    np.savez(path, steps=steps, losses=known)
+
+    measure_predictions(root)
+
+    arm = read_json(root / "quanta" / "sequence.json")["arms"]["tell"]
+    assert (arm["order"][0]["rank"], arm["steps"][0]) == (None, None)
+    assert None not in arm["steps"][1:]

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -84,6 +86,17 @@ def test_one_training_gives_an_order_without_intervals() -> None:
     (row, *_) = learning_order([times_at([1, 6])], 0.95)
 
     assert row == {"rank": 1.0, "low": None, "high": None, "learned_share": 1.0}
+
+
+def test_units_that_were_known_take_no_place_from_those_that_were_learned() -> None:
+    known = np.array([True, False, False])
+    trainings = [replace(times_at(at), was_known=known) for at in ([1, 2, 3], [1, 3, 2], [1, 2, 3])]
+
+    first, *others = learning_order(trainings, 0.95)
+
+    assert set(first.values()) == {None}
+    assert [row["rank"] for row in others] == pytest.approx([4 / 3, 5 / 3])
+    assert max(row["high"] or 0 for row in others) <= 2
 
 
 def test_equal_orders_agree_and_opposite_ones_disagree() -> None:
