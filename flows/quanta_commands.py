@@ -11,11 +11,13 @@ import typer
 from typer.core import TyperGroup
 
 from flows.printing import explained, print_json, print_table
+from tell_core.errors import InputError
 
 if TYPE_CHECKING:
     from tell_core.analysis.quanta.acceptance import Check
 
 _EVERY_SECONDS = 5.0
+_PARITY = "sparse-parity"
 
 
 class _FindsByDefault(TyperGroup):
@@ -110,11 +112,17 @@ def controls(
     """Run the analysis on problems whose answer is known; fails when one is missed."""
     from tell_core.analysis.quanta.acceptance import chosen_controls, run_control
 
+    names = chosen_controls(only or [])
+    if parity and _PARITY not in names:
+        raise InputError(
+            f"--parity gives the problem of the control {_PARITY!r}, and --only names"
+            f" {', '.join(names)}: add --only {_PARITY}, or leave one of the two out"
+        )
     given = _parity_control(parity) if parity else None
     checks: list[Check] = []
-    for name in chosen_controls(only or []):
+    for name in names:
         print(f"{name} …", file=sys.stderr, flush=True)
-        checks += given() if given and name == "sparse-parity" else run_control(name)
+        checks += given() if given and name == _PARITY else run_control(name)
     if as_json:
         print_json([check._asdict() for check in checks])
     else:

@@ -40,7 +40,10 @@ SUMMARY = {
 
 @pytest.fixture
 def inspector(tmp_path: Path) -> Path:
-    clusters = [cluster(label, step) for label, step in enumerate(LEARNED_AT)]
+    return write_page(tmp_path, [cluster(label, step) for label, step in enumerate(LEARNED_AT)])
+
+
+def write_page(tmp_path: Path, clusters: list[dict[str, Any]]) -> Path:
     with write_stage(tmp_path, "quanta", "0" * 16) as out:
         write_json(out / "summary.json", SUMMARY)
         write_json(out / "clusters.json", clusters)
@@ -126,3 +129,14 @@ def test_the_page_loads_nothing(browser: Browser, inspector: Path) -> None:
     browser.open(inspector)
 
     assert browser.run("return performance.getEntriesByType('resource').length") == 0
+
+
+def test_a_discovery_of_single_tokens_says_so_instead_of_drawing(
+    browser: Browser, tmp_path: Path
+) -> None:
+    browser.open(write_page(tmp_path, []))
+
+    assert browser.texts("#map-title") == ["No candidate quanta"]
+    assert "Every cluster is a single token" in browser.texts("#map-words")[0]
+    assert browser.texts("#drawing, #map .legend, .steps") == []
+    assert browser.console_errors() == []

@@ -223,5 +223,9 @@
     addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; map(); } });
     byId("previous").addEventListener("click", () => move(-1));
     byId("next").addEventListener("click", () => move(1));
+  } else {
+    byId("map-title").textContent = "No candidate quanta";
+    byId("map-words").textContent = "Every cluster is a single token: no two tokens were put together, so there is nothing to draw.";
+    for (const part of document.querySelectorAll("#map .legend, #drawing, .steps")) part.remove();
   }
 })();
