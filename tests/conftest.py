@@ -2,8 +2,13 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.fixtures.tiny import write_tiny_world
+
+# How long an example takes depends on what else the machine does: no clock decides a test.
+settings.register_profile("tell", deadline=None)
+settings.load_profile("tell")
 
 
 @pytest.fixture(scope="session")
