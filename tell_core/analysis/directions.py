@@ -74,7 +74,7 @@ def specific_directions(
         root: The run directory; what is measured of a cell is kept there as a stage.
         on_progress: Called with a cell's name, intervals done and their number.
     """
-    chosen = cells_with_weights(run)
+    chosen = cells_with_weights(run, split)
     if isinstance(chosen, str):
         return unmeasured("P7", chosen)
     trace = read_trace(chosen["tell"][0])

@@ -63,11 +63,16 @@ def choose_groups(trace: CellTrace, split: Split) -> Groups:
     return Groups(places, is_shared, units.items[places])
 
 
-def cells_with_weights(run: RunCells) -> dict[str, list[AnalysedCell]] | str:
+def cells_with_weights(run: RunCells, split: Split) -> dict[str, list[AnalysedCell]] | str:
     """Cells of `tell` and of SFT that kept their weights, seeds paired; or what is missing.
 
     At the smallest task budget and the largest general budget. SFT is `sft_matched`, the control
-    of equal steps, where the run has it.
+    of equal steps, where the run has it; else `sft`, but not the trainings that the split was read
+    from: what they moved is what made units specific.
+
+    Args:
+        run: The cells.
+        split: The registered split.
     """
     kept = {arm: _with_weights(run, arm) for arm in ("tell", *_BASELINES)}
     sft = next((arm for arm in _BASELINES if kept[arm]), None)
@@ -75,6 +80,12 @@ def cells_with_weights(run: RunCells) -> dict[str, list[AnalysedCell]] | str:
         return (
             "arms tell and sft trained with `training.keep_probe_weights: true`, which keeps the"
             " weights at every probe"
+        )
+    if any(cell.name in split.cells for cell in kept[sft]):
+        return (
+            f"arm sft_matched with weights kept at its probes, or a task budget above"
+            f" {run.task_budget:,} for sft: at this one the split was read from arm {sft}, whose"
+            " trainings made units specific and cannot be what they are tested on"
         )
     seeds = sorted({c.seed for c in kept["tell"]} & {c.seed for c in kept[sft]})
     if len(seeds) < MIN_SEEDS:

@@ -59,10 +59,12 @@ class Split:
     Attributes:
         groups: Group of each unit, by name.
         digest: Fingerprint of rule, cells and groups.
+        cells: Names of the cells that the rule read.
     """
 
     groups: Mapping[str, Group]
     digest: str
+    cells: tuple[str, ...] = ()
 
     def of(self, names: Sequence[str]) -> npt.NDArray[np.str_]:
         """Group of each unit named.
@@ -136,7 +138,7 @@ def read_split(path: Path) -> Split:
         AnalysisError: It was changed after it was written.
     """
     content = _verified(path)
-    return Split(content["groups"], fingerprint(content))
+    return Split(content["groups"], fingerprint(content), tuple(content["cells"]))
 
 
 def _verified(path: Path) -> dict[str, Any]:

@@ -145,7 +145,7 @@ def test_a_run_that_kept_no_weights_says_what_to_set(tiny_run, tmp_path: Path) -
     ]
     without = RunCells(run.spec, tuple(bare), run.scores, run.resampling)
 
-    assert "keep_probe_weights: true" in str(cells_with_weights(without))
+    assert "keep_probe_weights: true" in str(cells_with_weights(without, split_by_place(run)))
     found = specific_directions(without, split_by_place(run), root)
     assert "keep_probe_weights: true" in str(found.needs)
 
@@ -154,9 +154,22 @@ def test_a_single_seed_is_too_few(tiny_run) -> None:
     run, _ = tiny_run
     single = tuple(cell for cell in run.cells if cell.seed == 0)
 
-    found = cells_with_weights(RunCells(run.spec, single, run.scores, run.resampling))
+    found = cells_with_weights(
+        RunCells(run.spec, single, run.scores, run.resampling), split_by_place(run)
+    )
 
     assert found == "at least 2 seeds of tell and sft; this run has 1"
+
+
+def test_trainings_that_made_units_specific_do_not_stand_for_sft(tiny_run) -> None:
+    run, root = tiny_run
+    by_hand = split_by_place(run)
+    split = Split(by_hand.groups, by_hand.digest, tuple(cell.name for cell in run.of("sft")))
+
+    found = specific_directions(run, split, root)
+
+    assert "arm sft_matched with weights kept" in str(found.needs)
+    assert not found.components
 
 
 def test_too_few_units_are_told(tiny_run) -> None:
