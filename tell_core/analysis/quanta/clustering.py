@@ -26,7 +26,8 @@ IntArray = npt.NDArray[np.int64]
 
 NUM_DRAWS = 10
 DRAW_SHARE = 0.8
-NUM_NULLS = 5
+NUM_NULLS = 19
+"""Replicates without clusters: the fewest among which standing out has p <= 0.05."""
 # Every number of clusters up to this is tried, then about 20 more on a logarithmic grid.
 _DENSE_UP_TO = 40
 _NUM_SPARSE = 20
@@ -106,35 +107,58 @@ def cluster_gradients(
         seed: Seed of the subsamples.
     """
     distances = cosine_distances(vectors_SD)
-    counts = counts or default_counts(len(distances))
-    agreements = _agreements(distances, counts, num_draws, seed)
+    chosen, stability = _most_stable(distances, counts, num_draws, seed)
+    return Clustering(cut(tree_of(distances), chosen), chosen, stability)
+
+
+def _most_stable(
+    distances_SS: FloatArray, counts: Sequence[int] | None, num_draws: int, seed: int
+) -> tuple[int, dict[int, float]]:
+    """The largest number of clusters within one standard error of the best, and all agreements."""
+    counts = counts or default_counts(len(distances_SS))
+    agreements = _agreements(distances_SS, counts, num_draws, seed)
     means = agreements.mean(axis=1)
     best = int(means.argmax())
     margin = float(agreements[best].std(ddof=1) / np.sqrt(agreements.shape[1]))
     chosen = max(
         count for count, mean in zip(counts, means, strict=True) if mean >= means[best] - margin
     )
-    stability = dict(zip(counts, means.tolist(), strict=True))
-    return Clustering(cut(tree_of(distances), chosen), chosen, stability)
+    return chosen, dict(zip(counts, means.tolist(), strict=True))
 
 
 def null_agreements(
-    vectors_SD: Array, num_clusters: int, *, num_replicates: int = NUM_NULLS, seed: int = 0
+    vectors_SD: Array,
+    *,
+    counts: Sequence[int] | None = None,
+    num_replicates: int = NUM_NULLS,
+    seed: int = 0,
 ) -> list[float]:
-    """Agreement of subsamples of vectors without clusters, cut into as many: what chance gives.
+    """Agreement of subsamples of vectors without clusters: what chance and choice give.
 
-    Subsamples share most of their samples, so they agree to some extent on anything.
+    Subsamples share most of their samples, so they agree to some extent on anything, and on some
+    number of clusters they agree best: each replicate chooses its own, as the data did.
 
     Args:
         vectors_SD: Shape (S, D). The data; replicates share its spectrum.
-        num_clusters: Number of clusters of the cut.
+        counts: Numbers of clusters to try; those that were tried on the data.
         num_replicates: How many sets of vectors.
         seed: Seed of the vectors and of the subsamples.
     """
-    return [
-        float(_agreements(cosine_distances(vectors), [num_clusters], NUM_DRAWS, seed).mean())
-        for vectors in structureless(vectors_SD, "spectrum", num_replicates, seed)
-    ]
+    found = []
+    for vectors in structureless(vectors_SD, "spectrum", num_replicates, seed):
+        chosen, stability = _most_stable(cosine_distances(vectors), counts, NUM_DRAWS, seed)
+        found.append(stability[chosen])
+    return found
+
+
+def chance_p_value(agreement: float, chance: Sequence[float]) -> float:
+    """How often vectors without clusters are agreed on as well; never below 1 / (replicates + 1).
+
+    Args:
+        agreement: Agreement of subsamples of the data.
+        chance: Those of `null_agreements`.
+    """
+    return (1 + sum(one >= agreement for one in chance)) / (1 + len(chance))
 
 
 def default_counts(num_samples: int) -> list[int]:

@@ -23,8 +23,10 @@ from tell_core.analysis.quanta.clustering import (
     FloatArray,
     IntArray,
     agreement,
+    chance_p_value,
     cluster_gradients,
     cosine_distances,
+    null_agreements,
 )
 from tell_core.analysis.quanta.gradients import (
     Float32Array,
@@ -51,6 +53,7 @@ MAX_RELATIVE_ERROR = 1e-4
 MOVED_BY = 1e-3
 MAX_COSINE_ERROR = 1.2  # over the square root of the dimensions
 _NUM_SAMPLES = 600
+_NUM_RANDOM = 200
 _NUM_SKILLS, _NUM_ANSWERS, _NUM_FILLERS = 4, 4, 20
 
 
@@ -185,8 +188,15 @@ def check_random_vectors() -> list[Check]:
         verdict = rank_verdict(vectors, found.labels)
         return f"{verdict.verdict}, slope {verdict.slope:.2f}", verdict.verdict == NO_EVIDENCE
 
+    def clusters() -> tuple[str, bool]:
+        smaller = generator.standard_normal((_NUM_RANDOM, 64))
+        found = cluster_gradients(smaller)
+        p_value = chance_p_value(found.agreement, null_agreements(smaller))
+        return f"agreement {found.agreement:.2f}, p = {p_value:.2f}", p_value > 0.05
+
     return [
         measured("random vectors, random labels", "ARI within 0.02 of 0", labels),
+        measured(f"{_NUM_RANDOM} random vectors", "no evidence of clusters, p > 0.05", clusters),
         measured("random vectors, rank and size", f'"{NO_EVIDENCE}"', power_law),
     ]
 

@@ -19,6 +19,7 @@ from tell_core.analysis.quanta.clustering import (
     Clustering,
     IntArray,
     agreement,
+    chance_p_value,
     cluster_gradients,
     null_agreements,
 )
@@ -42,6 +43,7 @@ from tell_core.data.encoding import EncodedExamples
 Progress = Callable[[str, int, int], None]
 # Fewer tokens show neither clusters nor how stable they are.
 MIN_TOKENS = 20
+_MAX_P_VALUE = 0.05
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Discovery:
         tokens: The tokens looked at.
         gradients: Their projected gradients.
         clustering: Their clusters, the candidate quanta.
-        chance: Agreement of subsamples of vectors without clusters, cut into as many.
+        chance: Agreement of subsamples of vectors without clusters, each at its own best number.
         ranks: Verdict on rank and size.
         output_agreement: Agreement of the clusters with the output tokens.
         output_purity: Share of the tokens that are the commonest output of their cluster, over
@@ -96,9 +98,14 @@ class Discovery:
     seconds: dict[str, float]
 
     @property
+    def p_value(self) -> float:
+        """How often subsamples agree as well on vectors without clusters."""
+        return chance_p_value(self.clustering.agreement, self.chance)
+
+    @property
     def has_clusters(self) -> bool:
-        """Whether subsamples agree more than on vectors without clusters."""
-        return self.clustering.agreement > max(self.chance)
+        """Whether subsamples agree more than on vectors without clusters: p at most 0.05."""
+        return self.p_value <= _MAX_P_VALUE
 
     @property
     def verdict(self) -> str:
@@ -108,6 +115,7 @@ class Discovery:
             clusters = (
                 f"no evidence of clusters: subsamples agree to {found.agreement:.2f} on"
                 f" {found.num_clusters}, and to {max(self.chance):.2f} where there are none"
+                f" (p = {self.p_value:.2f})"
             )
         else:
             most = (
@@ -115,7 +123,8 @@ class Discovery:
             )
             clusters = (
                 f"{found.num_clusters} candidate quanta{most}, on which subsamples agree to"
-                f" {found.agreement:.2f} (without clusters: at most {max(self.chance):.2f});"
+                f" {found.agreement:.2f} (without clusters: at most {max(self.chance):.2f},"
+                f" p = {self.p_value:.2f});"
                 f" {self.output_purity:.0%} of the tokens are the commonest output of their cluster"
                 f" (agreement with the output tokens {self.output_agreement:.2f})"
             )
@@ -133,6 +142,7 @@ class Discovery:
             "num_clusters": found.num_clusters,
             "agreement": found.agreement,
             "chance": list(self.chance),
+            "p_value": self.p_value,
             "stability": {str(count): value for count, value in found.stability.items()},
             "output_agreement": self.output_agreement,
             "output_purity": self.output_purity,
@@ -178,7 +188,7 @@ def discover(
     with _timed(seconds, "clusters"):
         vectors = gradients.vectors
         found = cluster_gradients(vectors, seed=settings.seed)
-        chance = null_agreements(vectors, found.num_clusters, seed=settings.seed)
+        chance = null_agreements(vectors, seed=settings.seed)
         ranks = rank_verdict(vectors, found.labels, seed=settings.seed)
     return Discovery(
         settings=settings,

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tell_core.analysis.quanta.clustering import (
     agreement,
     by_size,
+    chance_p_value,
     cluster_gradients,
     cosine_distances,
     cut,
@@ -71,20 +72,43 @@ def test_spectral_clustering_finds_clusters_of_equal_size():
     assert agreement(spectral_labels(vectors, 3), groups) > 0.95
 
 
-def test_vectors_without_clusters_are_agreed_on_no_more_than_others_like_them():
-    vectors = np.random.default_rng(3).standard_normal((80, 50))
-    found = cluster_gradients(vectors)
+def test_vectors_without_clusters_seldom_pass_for_clustered():
+    p_values = []
+    for seed in range(10):
+        vectors = np.random.default_rng(seed).standard_normal((16, 8))
+        p_values.append(
+            chance_p_value(cluster_gradients(vectors).agreement, null_agreements(vectors))
+        )
 
-    chance = null_agreements(vectors, found.num_clusters)
+    assert np.mean(np.array(p_values) <= 0.05) <= 0.1
 
-    assert found.agreement < max(chance) + 0.1
+
+def test_each_replicate_chooses_its_own_number_of_clusters():
+    vectors = np.random.default_rng(3).standard_normal((40, 20))
+
+    free = np.array(null_agreements(vectors, num_replicates=5))
+    fixed = np.array(null_agreements(vectors, counts=[4], num_replicates=5))
+
+    assert (free != fixed).any()
+    assert free.mean() > fixed.mean()
+
+
+@given(chance=st.lists(st.floats(0, 1), min_size=1, max_size=40), found=st.floats(0, 1))
+def test_a_p_value_counts_the_data_among_its_replicates(chance: list[float], found: float):
+    p_value = chance_p_value(found, chance)
+
+    assert 1 / (len(chance) + 1) <= p_value <= 1
+    assert (p_value == 1 / (len(chance) + 1)) == (found > max(chance))
 
 
 def test_planted_clusters_are_agreed_on_more_than_vectors_without():
     vectors, _ = planted_mixture(80, 6, 50, noise=0.7, seed=0)
     found = cluster_gradients(vectors)
 
-    assert found.agreement > max(null_agreements(vectors, found.num_clusters)) + 0.3
+    chance = null_agreements(vectors)
+
+    assert found.agreement > max(chance) + 0.1
+    assert chance_p_value(found.agreement, chance) == 0.05
 
 
 def test_the_same_seed_finds_the_same():

@@ -40,7 +40,18 @@ def test_the_verdict_says_whether_there_are_clusters(has_clusters: bool, barely_
     settings = DiscoverySettings(num_tokens=40, num_dimensions=64, floor=0, ceiling=9)
     found = discover(model, examples.select(range(60)), settings)
 
-    object.__setattr__(found, "chance", (0.0,) if has_clusters else (1.0,))
+    object.__setattr__(found, "chance", (0.0,) * 19 if has_clusters else (1.0,) * 19)
 
     assert found.verdict.startswith("no evidence of clusters") != has_clusters
     assert ("commonest output" in found.verdict) == has_clusters
+    assert f"p = {0.05 if has_clusters else 1:.2f}" in found.verdict
+
+
+def test_the_best_of_five_replicates_is_no_evidence(barely_trained):
+    model, examples, _ = barely_trained
+    settings = DiscoverySettings(num_tokens=40, num_dimensions=64, floor=0, ceiling=9)
+    found = discover(model, examples.select(range(60)), settings)
+
+    object.__setattr__(found, "chance", (0.0,) * 5)
+
+    assert not found.has_clusters
