@@ -32,7 +32,15 @@ def harness():
 
 
 @pytest.fixture(scope="module")
-def root(harness, tiny_world: Path, tmp_path_factory) -> Path:
+def own_store():
+    """MLflow's store beside the run, whatever server an earlier test named."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def root(harness, own_store, tiny_world: Path, tmp_path_factory) -> Path:
     """A run of two cells with an MLflow run of its own."""
     root = tmp_path_factory.mktemp("runs") / "tiny"
     fields = tiny_fields(tiny_world) | {"arms": ["sft", "tell"], "seeds": [0]}
