@@ -38,7 +38,8 @@ def parse_answer(text: str, spec: ParseSpec) -> Answer:
 
     - ``drop_prefix`` is removed if the text begins with it; white space around the text and
       around the prefix does not matter, case does. A text without the prefix is kept whole.
-    - ``kind: text``: the value is the rest, stripped. An empty text has the value "".
+    - ``kind: text``: the value is the rest, stripped, halves of surrogate pairs as U+FFFD. An empty text
+      has the value "".
     - ``kind: json``: the first position at which a complete JSON object begins decides, whatever
       stands before or after it; an object nested in an unfinished one therefore counts. The value
       is that of the key ``field``, through `value_text`; without ``field`` it is the whole
@@ -49,7 +50,7 @@ def parse_answer(text: str, spec: ParseSpec) -> Answer:
     whole = _object_at(body, 0) if body.startswith("{") else None
     is_valid = whole is not None and whole[1] == len(body)
     if spec.kind == "text":
-        return Answer(body, is_valid)
+        return Answer(_LONE_SURROGATE.sub("\ufffd", body), is_valid)
     found = first_object(body)
     if found is None:
         return Answer(None, is_valid)

@@ -56,6 +56,7 @@ def test_down_ends_what_was_started_with_its_children_and_nothing_else(tmp_path:
 
 def test_a_process_that_got_an_old_number_is_left_alone(tmp_path: Path):
     other = subprocess.Popen([sys.executable, *SLEEP])
+    time.sleep(0.05)  # five ticks of the kernel's clock
     one = start(tmp_path, "worker")
     services.down(tmp_path)
     record = vars(one) | {"pid": other.pid}

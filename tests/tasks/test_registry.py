@@ -244,7 +244,7 @@ def test_an_incumbent_tested_on_other_items_is_tested_on_those_of_the_challenger
 SCORED = [{"item": str(n), "stats": {"log_probability": [-1.0, 1]}} for n in range(3)]
 
 
-def tested_at(
+def measured_at(
     place: Path, world: Path, source: str | None = None, **evaluation: Any
 ) -> RegisteredVersion:
     """A version with results on three items, whose log-probability all is -1 per token."""
@@ -285,8 +285,8 @@ def evaluated_when_compared(
 def test_an_incumbent_measured_otherwise_is_evaluated_again(
     other: dict, tmp_path: Path, tiny_world: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    candidate = tested_at(tmp_path / "candidate", tiny_world)
-    champion = tested_at(tmp_path / "champion", tiny_world, **other)
+    candidate = measured_at(tmp_path / "candidate", tiny_world)
+    champion = measured_at(tmp_path / "champion", tiny_world, **other)
 
     assert evaluated_when_compared(monkeypatch, candidate, champion) == ["champion"]
 
@@ -294,8 +294,8 @@ def test_an_incumbent_measured_otherwise_is_evaluated_again(
 def test_kept_results_are_used_where_only_the_speed_was_another(
     tmp_path: Path, tiny_world: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    candidate = tested_at(tmp_path / "candidate", tiny_world)
-    champion = tested_at(tmp_path / "champion", tiny_world, batch_size=3)
+    candidate = measured_at(tmp_path / "candidate", tiny_world)
+    champion = measured_at(tmp_path / "champion", tiny_world, batch_size=3)
 
     assert evaluated_when_compared(monkeypatch, candidate, champion) == []
 
@@ -315,8 +315,8 @@ def test_results_of_an_own_metric_are_compared_only_from_one_source(
 ):  # fmt: skip
     monkeypatch.setattr("tell_core.evaluation.metrics.source_digest", lambda _name: "now")
     metrics = ["tests.tasks.test_registry:own_metric"]
-    candidate = tested_at(tmp_path / "candidate", tiny_world, then, metrics=metrics)
-    champion = tested_at(tmp_path / "champion", tiny_world, incumbents, metrics=metrics)
+    candidate = measured_at(tmp_path / "candidate", tiny_world, then, metrics=metrics)
+    champion = measured_at(tmp_path / "champion", tiny_world, incumbents, metrics=metrics)
 
     assert evaluated_when_compared(monkeypatch, candidate, champion) == evaluated
 
