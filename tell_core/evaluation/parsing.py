@@ -38,8 +38,8 @@ def parse_answer(text: str, spec: ParseSpec) -> Answer:
 
     - ``drop_prefix`` is removed if the text begins with it; white space around the text and
       around the prefix does not matter, case does. A text without the prefix is kept whole.
-    - ``kind: text``: the value is the rest, stripped, halves of surrogate pairs as U+FFFD. An empty text
-      has the value "".
+    - ``kind: text``: the value is the rest, stripped, halves of surrogate pairs as U+FFFD. An empty
+      text has the value "".
     - ``kind: json``: the first position at which a complete JSON object begins decides, whatever
       stands before or after it; an object nested in an unfinished one therefore counts. The value
       is that of the key ``field``, through `value_text`; without ``field`` it is the whole
