@@ -23,9 +23,9 @@ _SHOWN_CLUSTERS = 12
 @task(name="discover quanta", task_run_name="discover · {cell}", cache_policy=NO_CACHE)
 def discover_in_cell(root: Path, cell: str, settings: DiscoverySettings) -> Found | State[Found]:
     """Look at what a cell of a finished run has learned."""
-    with_progress = _Progress(root, cell)
-    found = quanta_of_cell(root, cell, settings, with_progress)
-    return _told(found, with_progress)
+    progress = _Progress(root, cell)
+    found = quanta_of_cell(root, cell, settings, progress)
+    return _told(found, progress)
 
 
 @task(name="discover quanta", task_run_name="discover · {model}", cache_policy=NO_CACHE)
@@ -38,12 +38,12 @@ def discover_in_model(
     max_examples: int,
 ) -> Found | State[Found]:
     """Look at a model on files of examples."""
-    with_progress = _Progress(root, Path(model).name)
+    progress = _Progress(root, Path(model).name)
     found = quanta_of_model(
         model, files, root, settings,
-        max_tokens=max_tokens, max_examples=max_examples, on_progress=with_progress,
+        max_tokens=max_tokens, max_examples=max_examples, on_progress=progress,
     )  # fmt: skip
-    return _told(found, with_progress)
+    return _told(found, progress)
 
 
 @task(name="draw quanta", task_run_name="draw · {name}", cache_policy=NO_CACHE)
