@@ -75,7 +75,7 @@ def _print_search(found: dict[str, Any]) -> None:
         print(f"set aside: {counts}")
     print(
         f"nats per token, chosen on {found['num_choosing']} dev items, tested on"
-        f" {found['num_testing']} others"
+        f" {found['num_testing']} others\n{_family_words(found)}"
     )
     _print_tested("base model", found, found["tested"])
     trained = found["trained"]
@@ -87,6 +87,17 @@ def _print_search(found: dict[str, Any]) -> None:
         )
         _print_tested("after training", trained, trained["tested"])
     _print_advice(found)
+
+
+def _family_words(found: dict[str, Any]) -> str:
+    """What p-values are corrected for."""
+    tries, comparisons = found["num_tries"], found["num_comparisons"]
+    if tries == 1:
+        return f"p after Holm over {comparisons} comparisons; first search on these dev items"
+    return (
+        f"p after Holm over the {comparisons} comparisons of {tries} searches on these dev items in"
+        f" this run directory, times {tries}: who searches until a text is adopted looks that often"
+    )
 
 
 def _shown_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,6 +1,8 @@
 """The search for an anchor prompt: drawn from the base model, chosen on dev, tested on dev.
 
 Candidates are chosen on one half of the dev items and tested on the other; test items play no part.
+A search with another seed or other settings is another try on the same items: all of them are kept
+in a record, and p-values are corrected for all of them.
 The score of an anchor is the gold log-probability per token of dev responses on the base model,
 zero-shot and with solved examples before the prompt. Where it is wished, the chosen candidate is
 trained with too, beside the controls, and scored in the same way.
@@ -29,12 +31,14 @@ from tell_core.analysis.anchor_scores import (
     NONE,
     RANDOM,
     Difference,
+    across_tries,
     as_rows,
     compare,
     judge_search,
     judge_training,
 )
 from tell_core.analysis.resampling import FloatArray, Resampling
+from tell_core.anchor_tries import family_of
 from tell_core.data.anchors import Anchor, random_anchor, resolve_anchor
 from tell_core.data.encoding import IntArray, from_lists
 from tell_core.data.pools import Look, Pools, open_pools
@@ -92,6 +96,9 @@ def search_anchors(
 ) -> dict[str, Any]:
     """Search, or find that it was done; written to ``anchors.json`` of the run directory too.
 
+    Its comparisons are recorded in ``anchor_tries.json`` before, and corrected for all searches on
+    the same dev items in this run directory.
+
     Args:
         spec: The experiment.
         curated: Its curated data.
@@ -121,8 +128,36 @@ def search_anchors(
     found: dict[str, Any] = read_json(path / RESULT_FILE)
     if is_trained and found["chosen"] is not None:
         found["trained"] = _train(spec, curated, found, on_progress)
+    found = _corrected(found, spec, curated, identity)
     write_json(curated.root / RESULT_FILE, found)
     return found
+
+
+def _corrected(
+    found: dict[str, Any], spec: ExperimentSpec, curated: Stage, identity: str
+) -> dict[str, Any]:
+    """The result with p-values and verdicts over the comparisons of all tries."""
+    dev_items = open_pools(curated.path, renderer_of(spec)).corpus("task_dev").example_ids
+    trained = found["trained"]
+    tested = [Difference(**row) for row in found["tested"]]
+    after = [Difference(**row) for row in trained["tested"]] if trained else []
+    p_values = {"base model": [one.p_value for one in tested]}
+    if trained:
+        p_values["after training"] = [one.p_value for one in after]
+    family = family_of(curated.root, identity, dev_items, p_values)
+    both = across_tries([*tested, *after], family.others, family.num_tries)
+    tested, after = both[: len(tested)], both[len(tested) :]
+    verdict, reason = judge_search(tested, found["confidence"])
+    if trained:
+        judged = judge_training(after, found["confidence"], trained["num_seeds"])
+        trained |= {"verdict": judged[0], "reason": judged[1], "tested": as_rows(after)}
+    return found | {
+        "verdict": verdict,
+        "reason": reason,
+        "tested": as_rows(tested),
+        "num_tries": family.num_tries,
+        "num_comparisons": len(both) + len(family.others),
+    }
 
 
 class Scored(NamedTuple):

@@ -35,7 +35,7 @@ class Difference(NamedTuple):
         low: Lower end of its interval.
         high: Upper end.
         p_value: Two-sided, uncorrected.
-        p_holm: After Holm's correction over the comparisons made together.
+        p_holm: After Holm's correction over the comparisons made together, or for all tries.
     """
 
     against: str
@@ -62,6 +62,28 @@ def compare(
     return [
         one._replace(p_holm=float(p_holm or 0.0))
         for one, p_holm in zip(found, corrected, strict=True)
+    ]
+
+
+def across_tries(
+    tested: Sequence[Difference], others: Sequence[float], num_tries: int
+) -> list[Difference]:
+    """The same comparisons, corrected for all tries: Holm over the comparisons of all, times tries.
+
+    Who searches again until a candidate is adopted looks at p-values as often as there are tries.
+    Holm's correction over all comparisons alone spends level / k on the k-th look, whose sum has no
+    bound; level / k² sums up to 1.64 levels, however many tries there are. More tries never make a
+    corrected p smaller.
+
+    Args:
+        tested: Comparisons of one try.
+        others: Uncorrected p-values of every other comparison on the same items.
+        num_tries: Tries on these items, this one counted.
+    """
+    corrected = holm([*(one.p_value for one in tested), *others])
+    return [
+        one._replace(p_holm=min(1.0, num_tries * float(p_holm or 0.0)))
+        for one, p_holm in zip(tested, corrected, strict=False)
     ]
 
 

@@ -31,6 +31,7 @@ def found(verdict: str, **changes: object) -> dict:
         "rows": rows, "rejected": [{"text": "", "reason": "empty"}], "num_choosing": 5,
         "num_testing": 5, "tested": tested, "verdict": verdict, "reason": "so it is",
         "trained": None, "chosen": "say it again", "position": "before", "own_instruction": "",
+        "num_tries": 1, "num_comparisons": 1,
     } | changes  # fmt: skip
 
 
@@ -83,6 +84,12 @@ def test_what_training_says_counts_more_than_the_base_model(
     _print_search(found("adopt", trained=trained))
 
     assert "leave `anchor`" in capsys.readouterr().out
+
+
+def test_it_is_said_how_many_searches_were_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    _print_search(found("keep", num_tries=4, num_comparisons=12))
+
+    assert "Holm over the 12 comparisons of 4 searches" in capsys.readouterr().out
 
 
 def test_of_many_random_texts_the_best_and_the_worst_are_shown(

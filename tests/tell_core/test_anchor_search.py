@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tell_core import anchor_search
-from tell_core.analysis.anchor_candidates import Drawn
+from tell_core.analysis.anchor_candidates import Drawn, Proposing
+from tell_core.analysis.anchor_scores import Difference
+from tell_core.analysis.multiple import holm
 from tell_core.anchor_search import RESULT_FILE, Searching, halves, search_anchors
 from tell_core.data.rendering import Example
 from tell_core.errors import InputError
@@ -93,6 +95,60 @@ def test_a_search_is_made_once_and_written_whole(spec, curated, writes) -> None:
 
     assert first == again == read_json(curated.root / RESULT_FILE)
     assert len(asked) == 1
+
+
+def seeded(seed: int) -> Searching:
+    return Searching(Proposing(seed=seed), num_shots=0, num_random=2)
+
+
+def test_searches_with_other_seeds_are_counted_as_tries(spec, curated, writes) -> None:
+    writes(*TEXTS)
+    p_values = []
+
+    for tried, seed in enumerate((0, 1, 2), start=1):
+        found = search_anchors(spec, curated, seeded(seed))
+        p_values += [one["p_value"] for one in found["tested"]]
+        expected = [min(1.0, tried * p) for p in holm(p_values)[-len(found["tested"]) :]]
+        assert [one["p_holm"] for one in found["tested"]] == expected
+        assert (found["num_tries"], found["num_comparisons"]) == (tried, len(p_values))
+
+    again = search_anchors(spec, curated, seeded(0))
+    assert (again["num_tries"], again["num_comparisons"]) == (3, len(p_values))
+
+
+def test_a_search_without_a_candidate_is_a_try_too(spec, curated, writes) -> None:
+    writes("")
+    search_anchors(spec, curated, seeded(0))
+    writes(*TEXTS)
+
+    assert search_anchors(spec, curated, seeded(1))["num_tries"] == 2
+
+
+def test_trying_until_a_candidate_is_adopted_is_seen_through(
+    spec, curated, writes, monkeypatch
+) -> None:
+    """A p of 0.03 against every control is enough once, and not after nine other tries."""
+    writes(*TEXTS)
+    difference = Difference("no anchor", 0.1, 0.0, 0.2, 0.03, 0.03)
+    monkeypatch.setattr(anchor_search, "compare", lambda *_given: [difference])
+
+    verdicts = [search_anchors(spec, curated, seeded(seed))["verdict"] for seed in range(10)]
+
+    assert verdicts == ["adopt"] + ["undetermined"] * 9
+
+
+def test_trainings_and_what_the_base_model_says_are_one_family(spec, curated, writes, monkeypatch):
+    writes(TEXTS[0])
+    monkeypatch.setattr(
+        anchor_search, "_dev_scores",
+        lambda *_given: np.random.default_rng(0).normal(size=spec.task.dev_examples),
+    )  # fmt: skip
+
+    found = search_anchors(spec, curated, HOW, is_trained=True)
+
+    p_values = [one["p_value"] for one in (*found["tested"], *found["trained"]["tested"])]
+    assert [one["p_holm"] for one in found["trained"]["tested"]] == holm(p_values)[3:]
+    assert search_anchors(spec, curated, HOW)["num_comparisons"] == 6
 
 
 def test_a_model_that_writes_no_instruction_leaves_the_anchor_as_it_is(spec, curated, writes):

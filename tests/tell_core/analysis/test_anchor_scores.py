@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from tell_core.analysis.anchor_scores import (
     Difference,
+    across_tries,
     compare,
     judge_search,
     judge_training,
@@ -55,6 +56,46 @@ def test_trainings_of_equal_seeds_are_paired() -> None:
     (found,) = compare(base + 0.2, {"given": base}, HOW)
 
     assert found.p_value < 0.05
+
+
+p_values = st.lists(st.floats(0, 1), max_size=6)
+
+
+@given(p_values, p_values, p_values, st.integers(2, 9))
+def test_more_tries_never_make_a_corrected_p_smaller(mine, others, more, tries) -> None:
+    tested = [difference("no anchor", 0.1, p) for p in mine]
+    families = (([], 1), (others, tries), (others + more, tries + 1))
+
+    alone, few, many = (across_tries(tested, *family) for family in families)
+
+    for first, second, third in zip(alone, few, many, strict=True):
+        assert first.p_holm <= second.p_holm <= third.p_holm
+
+
+def test_the_correction_of_one_try_is_that_of_its_own_comparisons() -> None:
+    base = scores(-1)
+    tested = compare(base + 0.02, {"no anchor": base, "given": scores(-1.02, seed=1)}, HOW)
+
+    assert across_tries(tested, [], 1) == tested
+
+
+def test_searching_until_a_text_is_adopted_seldom_adopts_one_that_is_worth_nothing() -> None:
+    """Ten tries at most; the candidate is better than all controls but one."""
+    generator = np.random.default_rng(0)
+    num_adopted, num_searchers = 0, 1500
+
+    for _ in range(num_searchers):
+        others: list[float] = []
+        for tries in range(1, 11):
+            p_values = [1e-4, 1e-4, float(generator.random())]
+            tested = [difference("no anchor", 0.1, p) for p in p_values]
+            verdict, _ = judge_search(across_tries(tested, others, tries), 0.95)
+            if verdict == "adopt":
+                num_adopted += 1
+                break
+            others += p_values
+
+    assert num_adopted / num_searchers < 0.1  # 0.40 if every try counted alone
 
 
 def test_comparisons_made_together_are_corrected_together() -> None:
