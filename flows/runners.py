@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from tell_core.errors import InputError
-from tell_core.lanes import num_lanes, open_lanes
+from tell_core.lanes import VISIBLE_GPUS, gpus_of_lanes, num_lanes, open_lanes
 from tell_core.spec.model import TrainingSpec
 
 if TYPE_CHECKING:
@@ -61,16 +61,15 @@ def open_runner(runner: str, training: TrainingSpec) -> Iterator[TaskRunner[Any]
         InputError: As of `check_runner`.
     """
     kind, address = check_runner(runner)
-    count = num_lanes(training.threads * training.num_ranks, training.device)
-    with _OPENERS[kind](count, address, training) as opened:
+    with _OPENERS[kind](num_lanes(training), address, training) as opened:
         yield opened
 
 
 @contextmanager
-def _lanes(count: int, _: str | None, __: TrainingSpec) -> Iterator[TaskRunner[Any]]:
+def _lanes(count: int, _: str | None, training: TrainingSpec) -> Iterator[TaskRunner[Any]]:
     from prefect.task_runners import ThreadPoolTaskRunner
 
-    with open_lanes(count):
+    with open_lanes(count, gpus_of_lanes(training)):
         yield ThreadPoolTaskRunner(max_workers=count)
 
 
@@ -81,18 +80,24 @@ def _dask(
 
     if address:
         return nullcontext(DaskTaskRunner(address=address))
-    return nullcontext(
-        DaskTaskRunner(
-            cluster_kwargs={
-                "n_workers": count,
-                "threads_per_worker": 1,
-                "processes": True,
-                "dashboard_address": None,
-                "host": "127.0.0.1",
-                "env": {"OMP_NUM_THREADS": str(training.threads)},
-            }
-        )
-    )
+    cluster = {
+        "n_workers": count,
+        "threads_per_worker": 1,
+        "processes": True,
+        "dashboard_address": None,
+        "host": "127.0.0.1",
+        "env": {"OMP_NUM_THREADS": str(training.threads)},
+    }
+    if gpus := gpus_of_lanes(training):
+        cluster["preload"] = _TAKE_GPUS.format(variable=VISIBLE_GPUS, gpus=gpus)
+    return nullcontext(DaskTaskRunner(cluster_kwargs=cluster))
+
+
+# What a worker of a local Dask cluster, named 0, 1, ..., runs when it starts.
+_TAKE_GPUS = """import os
+def dask_setup(worker):
+    os.environ[{variable!r}] = {gpus!r}[int(worker.name)]
+"""
 
 
 @contextmanager
@@ -101,17 +106,16 @@ def _ray(count: int, address: str | None, training: TrainingSpec) -> Iterator[Ta
     from prefect_ray import RayTaskRunner
     from prefect_ray.context import remote_options
 
-    local = {} if address else {"num_cpus": count * training.threads, "include_dashboard": False}
-    # A Ray task that asks for no GPU sees none.
-    with remote_options(num_cpus=training.threads, num_gpus=_gpus_per_training(training)):
+    cpus = training.threads * training.num_ranks
+    local = {} if address else {"num_cpus": count * cpus, "include_dashboard": False}
+    # A Ray task that asks for no GPU sees none, another those that Ray gives it.
+    with remote_options(num_cpus=cpus, num_gpus=_gpus_per_training(training)):
         yield RayTaskRunner(address=address, init_kwargs=local | {"log_to_driver": False})
 
 
 def _gpus_per_training(training: TrainingSpec) -> int:
-    import torch
-
-    is_wanted = training.device == "cuda"
-    return int(is_wanted or (training.device == "auto" and torch.cuda.is_available()))
+    is_wanted = training.device == "cuda" or bool(gpus_of_lanes(training))
+    return training.num_ranks if is_wanted else 0
 
 
 _Opener = Callable[[int, str | None, TrainingSpec], "AbstractContextManager[TaskRunner[Any]]"]

@@ -89,7 +89,7 @@ def estimate_cost(spec: ExperimentSpec, curated: Stage, parameters: int) -> Cost
         probe_tokens=_probe_tokens(spec, curated),
         item_tokens=int(anchored * share),
         written_tokens=int(written * share) * spec.evaluation.num_repeats if generates else 0,
-        num_lanes=num_lanes(spec.training.threads * spec.training.num_ranks, spec.training.device),
+        num_lanes=num_lanes(spec.training),
         is_measured=measured is not None,
     )
 

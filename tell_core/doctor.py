@@ -147,7 +147,9 @@ def _check_device() -> Check:
         return Check("device", "ok", f"CPU, {os.cpu_count()} cores; OMP_NUM_THREADS {threads}")
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     format_ = "bfloat16" if torch.cuda.is_bf16_supported() else "float32 only"
-    return Check("device", "ok", f"{', '.join(names)}; {format_}; one of them is used")
+    return Check(
+        "device", "ok", f"{', '.join(names)}; {format_}; a training each, or each rank of one"
+    )
 
 
 def _check_memory() -> Check:

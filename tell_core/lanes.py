@@ -1,8 +1,11 @@
 """Lanes: worker processes in which cells are trained and evaluated, one at a time each.
 
 A lane keeps its libraries loaded, so a small cell costs no start-up. Each lane leads a process
-group of its own. It ends with the process that opened it, also when that one is killed.
+group of its own and, where there are GPUs, sees those of its own only. It ends with the process
+that opened it, also when that one is killed.
 """
+
+from __future__ import annotations
 
 import json
 import multiprocessing
@@ -10,22 +13,28 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 
 from tell_core.errors import TrainingError
+from tell_core.training.stopping import STOP_VARIABLE, stop_seconds
+
+if TYPE_CHECKING:
+    from tell_core.spec.model import TrainingSpec
 
 T = TypeVar("T")
 
-# How long a lane may take to write a checkpoint after it was asked to stop, in seconds. Larger
-# ones are lost: whoever cancels a run waits no longer than 10 s for the end of its trainings.
+# How long a lane may take to write a checkpoint after it was asked to stop, in seconds, unless
+# `STOP_VARIABLE` says otherwise: whoever cancels a run waits no longer than 10 s for its end. Where
+# the last checkpoint took longer, none is begun.
 STOP_SECONDS = 8.0
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 _POLL_SECONDS = 0.5
 
 
@@ -38,15 +47,19 @@ class _Lanes:
         ending: Set when they are asked to end; a lane that only starts then ends by itself.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, gpus: Sequence[str]) -> None:
         context = multiprocessing.get_context("spawn")
         self.groups = context.SimpleQueue()
         self.ending = context.Event()
+        self.stop_seconds = stop_seconds(STOP_SECONDS)
+        free_gpus = context.SimpleQueue()
+        for own in gpus:
+            free_gpus.put(own)
         self.pool = ProcessPoolExecutor(
             count,
             mp_context=context,
             initializer=_enter_lane,
-            initargs=(self.groups, self.ending),
+            initargs=(self.groups, self.ending, self.stop_seconds, free_gpus if gpus else None),
         )
 
     @property
@@ -86,10 +99,15 @@ class ProgressFile:
 
 
 @contextmanager
-def open_lanes(count: int) -> Iterator[None]:
-    """Have ``count`` worker processes while the block runs; none of them outlives it."""
+def open_lanes(count: int, gpus: Sequence[str] = ()) -> Iterator[None]:
+    """Have ``count`` worker processes while the block runs; none of them outlives it.
+
+    Args:
+        count: How many.
+        gpus: What `gpus_of_lanes` gave, one for each of them; none: all see what is seen here.
+    """
     global _lanes
-    opened = _lanes = _Lanes(count)
+    opened = _lanes = _Lanes(count, gpus)
     try:
         yield
     except BaseException:
@@ -108,7 +126,7 @@ def stop_lanes() -> None:
     if _lanes is None or _lanes.is_stopped:
         return
     _lanes.ending.set()
-    _stop(_lanes.groups)
+    _stop(_lanes.groups, _lanes.stop_seconds)
 
 
 def in_lane(
@@ -152,19 +170,38 @@ def in_lane(
         ) from error
 
 
-def num_lanes(threads: int, device: str) -> int:
-    """Trainings side by side: one on a GPU, which takes one at a time; else CPUs / ``threads``."""
+def num_lanes(training: TrainingSpec) -> int:
+    """Trainings side by side: as many as have GPUs of their own, or CPUs for their threads."""
+    if gpus := gpus_of_lanes(training):
+        return len(gpus)
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (usable or 1) // (training.threads * training.num_ranks))
+
+
+def gpus_of_lanes(training: TrainingSpec) -> list[str]:
+    """Which GPUs each lane sees, as values of `VISIBLE_GPUS`; empty where none is to be used.
+
+    A lane has as many as a training has ranks. Where there are fewer, one lane sees them all, and
+    its training is refused.
+    """
     import torch
 
-    if device != "cpu" and torch.cuda.is_available():
-        return 1
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (usable or 1) // threads)
+    if training.device == "cpu" or not torch.cuda.is_available():
+        return []
+    count, size = torch.cuda.device_count(), training.num_ranks
+    # CUDA counts within what is named there, by number or by identifier.
+    named = os.environ.get(VISIBLE_GPUS, "").split(",")[:count]
+    visible = named if named != [""] else [str(index) for index in range(count)]
+    starts = range(0, max(count - size, 0) + 1, size)
+    return [",".join(visible[start : start + size]) for start in starts]
 
 
-def _enter_lane(members: Any, ending: Any) -> None:
+def _enter_lane(members: Any, ending: Any, seconds: float, free_gpus: Any) -> None:
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ[STOP_VARIABLE] = str(seconds)
+    if free_gpus is not None:  # read when CUDA is initialised, which nothing has done here yet
+        os.environ[VISIBLE_GPUS] = free_gpus.get()
     members.put(os.getpid())
     # Whoever stops the lanes sets this before looking who is there: one of the two sees the other.
     if ending.is_set():
@@ -179,11 +216,11 @@ def _end_with_parent() -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _stop(members: Any) -> None:
+def _stop(members: Any, seconds: float) -> None:
     groups = []
     while not members.empty():
         groups.append(members.get())
-    deadline = time.monotonic() + STOP_SECONDS
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and any(_runs(group) for group in groups):
         # A training that was asked writes its checkpoint, and its lane then waits for more work:
         # asked again, it ends.

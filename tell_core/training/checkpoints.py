@@ -52,9 +52,16 @@ class Checkpoint:
 
 
 class CheckpointClock:
-    """Says when the next checkpoint of a training is due."""
+    """Says when the next checkpoint of a training is due.
+
+    Attributes:
+        step: Optimiser steps done at the last one that this process wrote; 0 before it.
+        write_seconds: How long that one took to write; None before it.
+    """
 
     def __init__(self, seconds: float | Literal["auto"]) -> None:
+        self.step = 0
+        self.write_seconds: float | None = None
         self._wait = AUTO_SECONDS if seconds == "auto" else seconds
         self._is_auto = seconds == "auto"
         self._last = time.monotonic()
@@ -63,14 +70,19 @@ class CheckpointClock:
         """Whether it is time to write one."""
         return time.monotonic() - self._last > self._wait
 
+    def can_write_within(self, seconds: float) -> bool:
+        """Whether one more can be written in so many seconds, as far as the last one tells."""
+        return self.write_seconds is None or self.write_seconds <= seconds
+
     @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Time the writing of one, and count from its end to the next."""
+    def writing(self, step: int) -> Iterator[None]:
+        """Time the writing of the one after ``step`` steps, and count from its end to the next."""
         begun = time.monotonic()
         yield
         self._last = time.monotonic()
+        self.step, self.write_seconds = step, self._last - begun
         if self._is_auto:
-            self._wait = auto_interval(self._last - begun)
+            self._wait = auto_interval(self.write_seconds)
 
 
 def auto_interval(write_seconds: float) -> float:

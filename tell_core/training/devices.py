@@ -34,6 +34,8 @@ _NO_MEMORY = ("DefaultCPUAllocator: ", "CUBLAS_STATUS_ALLOC_FAILED")
 def resolve_device(name: DeviceName = "auto") -> torch.device:
     """The device to compute on; auto takes the first visible GPU when there is one.
 
+    A lane sees those of its own only.
+
     Raises:
         SpecError: A GPU was asked for and none is visible.
     """
@@ -115,9 +117,8 @@ def exclusive_device(device: torch.device) -> Iterator[None]:
 
 def _lock_path(device: torch.device) -> Path:
     """Lock file of a physical GPU; by its UUID, for indices change with visibility."""
-    properties = torch.cuda.get_device_properties(device)
-    identity = getattr(properties, "uuid", device.index or 0)
-    return Path(tempfile.gettempdir()) / f"tell-gpu-{identity}.lock"
+    uuid = torch.cuda.get_device_properties(device).uuid
+    return Path(tempfile.gettempdir()) / f"tell-gpu-{uuid}.lock"
 
 
 def _open_lock(path: Path) -> tuple[int, bool]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 Parameters = Mapping[str, nn.Parameter]
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def learning_rate_at(step: int, num_steps: int, training: TrainingSpec, peak: float) -> float:
@@ -75,7 +75,7 @@ def optimiser_tensors(
         f"{moment}/{name}": optimiser.state[parameter][moment]
         for name, parameter in parameters.items()
         if parameter in optimiser.state
-        for moment in _MOMENTS
+        for moment in MOMENTS
     }
 
 
@@ -87,8 +87,8 @@ def restore_optimiser(
 ) -> None:
     """Put back what `optimiser_tensors` took after ``step`` steps."""
     for name, parameter in parameters.items():
-        if f"{_MOMENTS[0]}/{name}" not in tensors:  # it never had a gradient
+        if f"{MOMENTS[0]}/{name}" not in tensors:  # it never had a gradient
             continue
         device = parameter.device
-        state = {moment: tensors[f"{moment}/{name}"].to(device).clone() for moment in _MOMENTS}
+        state = {moment: tensors[f"{moment}/{name}"].to(device).clone() for moment in MOMENTS}
         optimiser.state[parameter] = state | {"step": torch.tensor(float(step), device=device)}

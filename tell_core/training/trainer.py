@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -37,6 +35,7 @@ from tell_core.training.checkpoints import (
 from tell_core.training.collation import FloatArray
 from tell_core.training.gradients import StepLosses, step_gradients
 from tell_core.training.optimisation import (
+    MOMENTS,
     create_optimiser,
     learning_rate_at,
     optimiser_tensors,
@@ -51,6 +50,7 @@ from tell_core.training.probes import (
     probe_steps,
 )
 from tell_core.training.ranks import Ranks
+from tell_core.training.stopping import STOP_VARIABLE, stop_requests, stop_seconds
 from tell_core.training.telemetry import model_sizes, peak_flops, step_flops
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class DivergedError(TrainingError):
 
 
 class PreemptedError(TrainingError):
-    """Training was asked to stop (SIGTERM); a checkpoint was written and a rerun goes on."""
+    """Training was asked to stop (SIGTERM); a rerun goes on from the last checkpoint."""
 
     exit_code = 143
 
@@ -103,6 +103,7 @@ class StepRecord:
         padded_tokens: Tokens with padding.
         supervised_tokens: Supervised tokens.
         seconds: Wall time of the step.
+        finished: When the step was done, in seconds since 1970.
         peak_memory_bytes: Peak memory of this process so far; see `devices.peak_memory_bytes`.
     """
 
@@ -116,6 +117,7 @@ class StepRecord:
     padded_tokens: int
     supervised_tokens: int
     seconds: float
+    finished: float
     peak_memory_bytes: int
 
 
@@ -334,10 +336,11 @@ class Trainer:
         with (
             self._shortage_explained(),
             self.engine.attended(),
-            _stop_requests() as stop_requested,
+            stop_requests() as stop_requested,
             _LogFile(out, self.progress.log) as log_file,
         ):
             clock = CheckpointClock(self.training.checkpoint_seconds)
+            patience = stop_seconds()
             self.probe_if_due()
             while self.progress.step < self.num_steps:
                 record = self.train_step()
@@ -345,14 +348,22 @@ class Trainer:
                 self.probe_if_due()
                 if on_progress is not None:
                     on_progress(self.progress.step, self.num_steps, asdict(record))
-                if clock.is_due() or stop_requested.is_set():
-                    with clock.writing():
+                is_stopped = stop_requested.is_set()
+                if clock.can_write_within(patience) if is_stopped else clock.is_due():
+                    with clock.writing(self.progress.step):
                         save_checkpoint(checkpoint_directory(out), self.capture(identity))
-                if stop_requested.is_set():
-                    raise PreemptedError(
-                        f"stopped by SIGTERM after step {self.progress.step} of {self.num_steps};"
-                        " a checkpoint is written, run the same command again to go on"
-                    )
+                if is_stopped:
+                    raise PreemptedError(self._stopped_message(clock, patience))
+
+    def _stopped_message(self, clock: CheckpointClock, patience: float) -> str:
+        what = "a checkpoint is written, run the same command again to go on"
+        if clock.step != self.progress.step:
+            what = (
+                f"the last checkpoint took {clock.write_seconds:.1f} s to write, more than the"
+                f" {patience:g} s that {STOP_VARIABLE} leaves, so none was begun: the same"
+                f" command goes on from step {clock.step}"
+            )
+        return f"stopped by SIGTERM after step {self.progress.step} of {self.num_steps}; {what}"
 
     @contextmanager
     def _shortage_explained(self) -> Iterator[None]:
@@ -403,6 +414,7 @@ class Trainer:
             padded_tokens=losses.num_padded_tokens,
             supervised_tokens=losses.num_supervised,
             seconds=time.perf_counter() - started,
+            finished=time.time(),
             peak_memory_bytes=devices.peak_memory_bytes(self.device),
         )
         self._account(record, losses)
@@ -503,21 +515,33 @@ class Trainer:
         if set(checkpoint.state) != set(_SCALARS):
             names = sorted(set(checkpoint.state) ^ set(_SCALARS))
             return f"of its state, {', '.join(names)} are not in both versions"
-        for name, shape in self._tensor_shapes(checkpoint.step).items():
+        shapes = self._tensor_shapes(checkpoint)
+        for name, shape in shapes.items():
             found = checkpoint.tensors.get(name)
             if found is None or tuple(found.shape) != shape:
                 had = "is missing" if found is None else f"has shape {tuple(found.shape)}"
                 return f"{name} {had}, needed {shape}"
-        return None
+        unknown = sorted(set(checkpoint.tensors) - set(shapes))
+        return f"{unknown[0]} is not known here" if unknown else None
 
-    def _tensor_shapes(self, step: int) -> dict[str, tuple[int, ...]]:
-        """Tensors that a checkpoint after so many steps holds; moments and kept weights aside."""
-        num_probes = sum(due <= step for due in self.probe_steps)
-        shapes = {f"weight/{name}": tuple(value.shape) for name, value in self.parameters.items()}
-        return shapes | {
-            "probes": (num_probes, self.probe_set.num_examples),
-            "traces": (num_probes, len(self.traced_tokens.places)),
-        }
+    def _tensor_shapes(self, checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+        """Tensors that a checkpoint after so many steps holds, by name.
+
+        A weight that never had a gradient has no moments.
+        """
+        own = {name: tuple(value.shape) for name, value in self.parameters.items()}
+        prefixes = {"weight"}
+        if self.training.keep == "best_dev" and checkpoint.state["kept_step"] is not None:
+            prefixes.add("kept")
+        shapes = {f"{prefix}/{name}": shape for prefix in prefixes for name, shape in own.items()}
+        for name, shape in own.items():
+            moments = [f"{moment}/{name}" for moment in MOMENTS]
+            if any(moment in checkpoint.tensors for moment in moments):
+                shapes |= dict.fromkeys(moments, shape)
+        num_probes = sum(due <= checkpoint.step for due in self.probe_steps)
+        shapes["probes"] = (num_probes, self.probe_set.num_examples)
+        shapes["traces"] = (num_probes, len(self.traced_tokens.places))
+        return shapes
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Put back what `capture` took."""
@@ -662,17 +686,3 @@ class _LogFile:
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self._file.flush()
             self._flushed = time.monotonic()
-
-
-@contextmanager
-def _stop_requests() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets; only the main thread can watch for it."""
-    requested = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield requested
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: requested.set())
-    try:
-        yield requested
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -10,9 +10,23 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tell_core.errors import TrainingError
-from tell_core.lanes import STOP_SECONDS, ProgressFile, in_lane, open_lanes, stop_lanes
+from tell_core.lanes import (
+    STOP_SECONDS,
+    VISIBLE_GPUS,
+    ProgressFile,
+    gpus_of_lanes,
+    in_lane,
+    num_lanes,
+    open_lanes,
+    stop_lanes,
+)
+from tell_core.spec.model import TrainingSpec
+from tell_core.training.stopping import STOP_VARIABLE
 
 
 def whoami() -> tuple[int, int]:
@@ -115,6 +129,92 @@ def test_lanes_that_are_stopped_end_as_soon_as_their_checkpoint_is_written(tmp_p
         assert not psutil.pid_exists(lane) or psutil.Process(lane).status() == "zombie"
         with pytest.raises(TrainingError):
             training.result()
+
+
+def ignore_requests(marker: Path) -> None:
+    """As a training does whose checkpoint takes long."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    marker.write_text(os.environ[STOP_VARIABLE])
+    time.sleep(600)
+
+
+def test_a_lane_is_killed_after_the_seconds_that_the_environment_says_and_is_told_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    marker = tmp_path / "marker"
+    monkeypatch.setenv(STOP_VARIABLE, "1.5")
+    with open_lanes(1), ThreadPoolExecutor() as pool:
+        training = pool.submit(in_lane, ignore_requests, marker)
+        wait_until(lambda: marker.exists() and marker.read_text())
+        asked_at = time.monotonic()
+
+        stop_lanes()
+
+        with pytest.raises(TrainingError, match="stopped"):
+            training.result()
+        assert 1.5 <= time.monotonic() - asked_at < STOP_SECONDS
+    assert marker.read_text() == "1.5"
+
+
+def on_gpus(patch: pytest.MonkeyPatch, count: int, visible: str | None) -> None:
+    """As on a machine on which torch sees so many GPUs."""
+    patch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    patch.setattr(torch.cuda, "device_count", lambda: count)
+    patch.delenv(VISIBLE_GPUS, raising=False)
+    if visible is not None:
+        patch.setenv(VISIBLE_GPUS, visible)
+
+
+@given(
+    count=st.integers(1, 9), num_ranks=st.integers(1, 9), device=st.sampled_from(["auto", "cuda"])
+)
+def test_every_lane_has_as_many_gpus_as_a_training_has_ranks_and_shares_none(
+    count: int, num_ranks: int, device: str
+):
+    training = TrainingSpec(device=device, num_ranks=num_ranks)
+    with pytest.MonkeyPatch.context() as patch:
+        on_gpus(patch, count, None)
+
+        lanes = [own.split(",") for own in gpus_of_lanes(training)]
+        assert num_lanes(training) == len(lanes) == max(1, count // num_ranks)
+
+    assert {len(own) for own in lanes} == {min(num_ranks, count)}
+    given_away = [gpu for own in lanes for gpu in own]
+    assert len(set(given_away)) == len(given_away)
+    assert set(given_away) <= {str(index) for index in range(count)}
+
+
+def test_lanes_take_gpus_among_those_that_are_visible(monkeypatch: pytest.MonkeyPatch):
+    on_gpus(monkeypatch, 3, "GPU-7f,5,GPU-2a")
+
+    assert gpus_of_lanes(TrainingSpec()) == ["GPU-7f", "5", "GPU-2a"]
+    assert gpus_of_lanes(TrainingSpec(num_ranks=2)) == ["GPU-7f,5"]
+
+
+@pytest.mark.parametrize(("count", "device"), [(0, "auto"), (4, "cpu")])
+def test_without_gpus_or_beside_them_lanes_are_by_cpus(
+    count: int, device: str, monkeypatch: pytest.MonkeyPatch
+):
+    on_gpus(monkeypatch, count, None)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+
+    assert gpus_of_lanes(TrainingSpec(device=device)) == []
+    assert num_lanes(TrainingSpec(device=device, threads=2, num_ranks=2)) == 2
+
+
+def see_gpus(barrier: Path) -> str:
+    """What this lane sees, once another lane is there too."""
+    (barrier / str(os.getpid())).touch()
+    wait_until(lambda: len(list(barrier.iterdir())) == 2)
+    return os.environ[VISIBLE_GPUS]
+
+
+def test_two_lanes_see_a_gpu_each_from_their_beginning_to_their_end(tmp_path: Path):
+    with open_lanes(2, ["GPU-7f", "5"]), ThreadPoolExecutor() as pool:
+        both = [pool.submit(in_lane, see_gpus, tmp_path) for _ in range(2)]
+
+        assert sorted(seen.result() for seen in both) == ["5", "GPU-7f"]
+        assert in_lane(os.getenv, VISIBLE_GPUS) in {"5", "GPU-7f"}
 
 
 def nap(marker: Path) -> None:

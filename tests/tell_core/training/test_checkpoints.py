@@ -135,7 +135,7 @@ def test_a_wished_interval_is_kept_however_long_writing_takes(monkeypatch: pytes
     clocks = {seconds: CheckpointClock(seconds) for seconds in (5.0, "auto")}
 
     for clock in clocks.values():
-        with clock.writing():
+        with clock.writing(1):
             now[0] += 2.0
     due = {}
     for passed in (4.0, 2.0, 90.0, 3.0):

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -62,6 +63,23 @@ def test_the_gpu_lock_keeps_others_out_and_ends_with_its_holder(
 
     with devices.exclusive_device(torch.device("cuda", 0)):
         assert path.read_text() == str(os.getpid())
+
+
+def test_the_lock_names_the_physical_gpu_whatever_its_index_here(monkeypatch: pytest.MonkeyPatch):
+    physical = ["GPU-7f", "GPU-2a"]
+
+    def visible(*order: int) -> list[Path]:
+        monkeypatch.setattr(
+            torch.cuda, "get_device_properties",
+            lambda device: SimpleNamespace(uuid=physical[order[device.index]]),
+        )  # fmt: skip
+        return [devices._lock_path(torch.device("cuda", index)) for index in range(len(order))]
+
+    first, second = visible(0, 1)
+
+    assert first != second
+    assert visible(1, 0) == [second, first]
+    assert visible(1) == [second]
 
 
 def refuse_opening(monkeypatch: pytest.MonkeyPatch, refused: int) -> None:

@@ -22,10 +22,11 @@ from tell_core.spec.model import TrainingSpec
 from tell_core.store import MARKER
 from tell_core.training import loop
 from tell_core.training.batching import Limits, count_batches
-from tell_core.training.checkpoints import _seal
+from tell_core.training.checkpoints import CheckpointClock, _seal
 from tell_core.training.loop import probe_weights, train_cell
 from tell_core.training.models import LoadedModel
 from tell_core.training.probes import load_probe
+from tell_core.training.stopping import STOP_VARIABLE
 from tell_core.training.trainer import DivergedError, PreemptedError
 
 Inputs = Callable[..., Path]
@@ -80,7 +81,7 @@ def outcome(out: Path) -> dict[str, Any]:
     """Everything that must be equal, bit for bit, between two runs of one training."""
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     for line in log:
-        del line["seconds"], line["peak_memory_bytes"]
+        del line["seconds"], line["finished"], line["peak_memory_bytes"]
     (weights,) = out.glob("*/*.safetensors")
     summary = json.loads((out / "summary.json").read_text())
     return {
@@ -260,7 +261,13 @@ def test_a_checkpoint_of_other_data_is_not_used(
     assert outcome(tmp_path / "shared") == outcome(tmp_path / "fresh")
 
 
-@pytest.mark.parametrize("change", ["renamed", "removed", "shorter weight", "other probes"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "renamed", "removed", "shorter weight", "other probes", "renamed moment", "no second moment",
+        "no kept weights",
+    ],
+)  # fmt: skip
 def test_a_checkpoint_of_another_version_of_the_program_begins_the_training_anew(
     training_spec: Spec,
     write_inputs: Inputs,
@@ -269,7 +276,7 @@ def test_a_checkpoint_of_another_version_of_the_program_begins_the_training_anew
     caplog: pytest.LogCaptureFixture,
     change: str,
 ):
-    inputs, spec = write_inputs(), training_spec(checkpoint_seconds=1e-9)
+    inputs, spec = write_inputs(), training_spec(checkpoint_seconds=1e-9, keep="best_dev")
     train(inputs, spec, "fresh")
     with pytest.raises(InterruptionError):
         train(inputs, spec, "old", on_progress=interrupt_at(6))
@@ -283,6 +290,13 @@ def test_a_checkpoint_of_another_version_of_the_program_begins_the_training_anew
             del state["state"]["flops"]
         elif change == "shorter weight":
             tensors[first] = tensors[first][:1]
+        elif change == "renamed moment":
+            for name in [name for name in tensors if name.startswith("exp_avg/")]:
+                tensors[name.replace("exp_avg/", "momentum/")] = tensors.pop(name)
+        elif change == "no second moment":
+            del tensors[first.replace("weight/", "exp_avg_sq/")]
+        elif change == "no kept weights":
+            tensors = {name: one for name, one in tensors.items() if not name.startswith("kept/")}
         else:
             tensors["probes"] = tensors["probes"][:-1]
         (path / "state.json").write_text(json.dumps(state))
@@ -318,6 +332,45 @@ def test_sigterm_writes_a_checkpoint_and_exits_with_143(
     assert caught.value.exit_code == 143
     assert [p.name for p in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-00000005"]
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_checkpoint_that_would_take_longer_than_there_is_time_for_is_not_begun(
+    training_spec: Spec,
+    write_inputs: Inputs,
+    train: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """The first is written: only then is it known how long one takes."""
+    inputs, spec = write_inputs(), training_spec(checkpoint_seconds=1e9)
+    train(inputs, spec, "unbroken")
+    monkeypatch.setenv(STOP_VARIABLE, "0")
+    monkeypatch.setattr(CheckpointClock, "is_due", lambda clock: clock.write_seconds is None)
+
+    def terminate(done: int, _: int, __: dict[str, Any]) -> None:
+        if done == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(PreemptedError, match=r"none was begun.*from step 1$"):
+        train(inputs, spec, "out", on_progress=terminate)
+
+    assert [p.name for p in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-00000001"]
+    train(inputs, spec, "out")
+    assert outcome(tmp_path / "out") == outcome(tmp_path / "unbroken")
+
+
+@pytest.mark.parametrize("seconds", ["soon", "-1", "nan"])
+def test_a_time_to_stop_in_that_is_no_number_of_seconds_is_refused_before_training(
+    training_spec: Spec,
+    write_inputs: Inputs,
+    train: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: str,
+):
+    monkeypatch.setenv(STOP_VARIABLE, seconds)
+
+    with pytest.raises(SpecError, match=STOP_VARIABLE):
+        train(write_inputs(), training_spec())
 
 
 def test_a_finished_training_is_not_repeated(
