@@ -264,10 +264,15 @@ def test_a_checkpoint_of_other_data_is_not_used(
 @pytest.mark.parametrize(
     "change",
     [
-        "renamed", "removed", "shorter weight", "other probes", "renamed moment", "no second moment",
+        "renamed",
+        "removed",
+        "shorter weight",
+        "other probes",
+        "renamed moment",
+        "no second moment",
         "no kept weights",
     ],
-)  # fmt: skip
+)
 def test_a_checkpoint_of_another_version_of_the_program_begins_the_training_anew(
     training_spec: Spec,
     write_inputs: Inputs,
