@@ -11,17 +11,12 @@ from scipy import stats
 
 from tell_core.analysis.emergence import item_verdicts
 from tell_core.analysis.parity import LOG_2, ParityRun, ParitySetting, train_parity
-from tell_core.analysis.power_law import (
-    bootstrap_exponent,
-    log_slope,
-    power_law_fit,
-    quantum_loss,
-)
+from tell_core.analysis.power_law import bootstrap_exponent, power_law_fit
 from tell_core.analysis.quanta.acceptance import Check, measured
 from tell_core.analysis.resampling import FloatArray, Resampling
+from tell_core.analysis.scaling import asymptotic_slope, finite_k
 from tell_core.analysis.separability import document_fixture, grouped_auc, plain_auc
-from tell_core.analysis.sequence import censored_regression, learning_times
-from tell_core.analysis.shapes import fit_sigmoid
+from tell_core.analysis.sequence import learning_times
 from tell_core.analysis.simulated_curves import RIGHT, Kind, simulated_curves, spaced_steps
 
 PARITY_SEEDS = (0, 1, 2)
@@ -30,7 +25,6 @@ PARITY_SEEDS = (0, 1, 2)
 PARITY = ParitySetting(learning_rate=2e-3)
 MIN_EMERGED, MIN_RANK_CORRELATION, MAX_SLOPE_ERROR = 20, 0.80, 0.05
 BETA_RANGE = (0.70, 1.05)
-_MAX_STEP_WIDTH = 0.4
 _NUM_TRIALS, _NUM_POINTS, _NOISE = 200, 15, 0.01
 _EXPONENTS = (0.34, 0.8)
 _NUM_CURVES = 400
@@ -58,35 +52,19 @@ class ParityFindings(NamedTuple):
 
 
 def parity_findings(run: ParityRun) -> ParityFindings:
-    """Learning times, their exponent, and the slope of the mean loss with its prediction.
-
-    The prediction knows the use frequencies, and takes from the subtasks the regression of
-    learning times, their scatter around it, and the median sharpness of the single falls; it does
-    not know the mean loss.
-    """
+    """Learning times, their exponent, and the slope of the mean loss with its prediction."""
     base = np.full(len(run.frequencies), LOG_2)
     times = learning_times(run.steps, run.losses, base)
     emerged = np.flatnonzero(times.is_learned)
-    design = np.stack([np.ones_like(run.frequencies), np.log(run.frequencies)], axis=1)
-    fit = censored_regression(times.log_times, design, times.is_learned)
-    falls = fit_sigmoid(np.log(run.steps), run.losses[:, emerged].T, "down", _MAX_STEP_WIDTH)
-    window = np.log(run.steps) >= times.log_times.min()
-    steps = run.steps[window].astype(np.float64)
-    predicted = quantum_loss(
-        steps,
-        run.frequencies,
-        np.exp(design @ fit.coefficients),
-        float(np.median(falls.parameters[:, 1])),
-        fit.residual_sd,
-    )
-    beta, alpha = -float(fit.coefficients[1]), run.setting.alpha
+    use, steps = run.frequencies, run.steps.astype(np.float64)
+    found = finite_k(steps, run.losses, times, use, use, run.mean_loss)
     return ParityFindings(
         num_emerged=len(emerged),
         rank_correlation=float(stats.spearmanr(emerged, times.log_times[emerged]).statistic),
-        beta=beta,
-        slope=log_slope(steps, run.mean_loss[window]),
-        predicted_slope=log_slope(steps, predicted),
-        asymptotic_slope=-alpha / (beta * (1 + alpha)),
+        beta=found.beta,
+        slope=found.slope,
+        predicted_slope=found.predicted_slope,
+        asymptotic_slope=asymptotic_slope(run.setting.alpha, found.beta) or float("nan"),
     )
 
 
