@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from tell_core.analysis.cells import read_lines
-from tell_core.analysis.mechanism import CLAIMS, RunCells, unmeasured
 from tell_core.analysis.multiple import two_sided_p_value
 from tell_core.analysis.resampling import FloatArray, interval, seed_deviations
-from tell_core.analysis.verdicts import Component, Finding
+from tell_core.analysis.run_cells import RunCells
+from tell_core.analysis.verdicts import CLAIMS, Component, Finding, unmeasured
 from tell_core.errors import AnalysisError
 
 if TYPE_CHECKING:

@@ -29,13 +29,13 @@ from tell_core.analysis.kept_weights import (
     choose_groups,
     movement_of,
 )
-from tell_core.analysis.mechanism import CLAIMS, MIN_GROUP_UNITS, RunCells, unmeasured
 from tell_core.analysis.multiple import two_sided_p_value
 from tell_core.analysis.registration import Split
 from tell_core.analysis.resampling import FloatArray, Resampling, interval, seed_deviations
+from tell_core.analysis.run_cells import MIN_GROUP_UNITS, RunCells
 from tell_core.analysis.sequence import BoolArray, cluster_weights
 from tell_core.analysis.traces import read_trace
-from tell_core.analysis.verdicts import Component, Finding
+from tell_core.analysis.verdicts import CLAIMS, Component, Finding, unmeasured
 from tell_core.errors import AnalysisError
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tell_core.analysis.mechanism import RunCells
 from tell_core.analysis.registration import Split, task_units
+from tell_core.analysis.run_cells import RunCells
 from tell_core.analysis.sequence import BoolArray
 from tell_core.analysis.traces import CellTrace, read_trace
 from tell_core.spec.identity import fingerprint

@@ -1,27 +1,22 @@
 """The table of predictions P1 to P7 of a finished run, and the learning orders behind it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tell_core.analysis.anchor_effect import anchor_mediates
+from tell_core.analysis.data_order import shuffle_beats_order
+from tell_core.analysis.data_steps import emergence_with_data
 from tell_core.analysis.directions import specific_directions
 from tell_core.analysis.finished import finished_run
-from tell_core.analysis.mechanism import (
-    RunCells,
-    emergence_with_data,
-    learning_orders,
-    leverage_above_one,
-    shared_before_specific,
-    shuffle_beats_order,
-    time_by_frequency,
-    unmeasured,
-)
+from tell_core.analysis.group_order import shared_before_specific
+from tell_core.analysis.learning_orders import learning_orders
+from tell_core.analysis.leverage_claim import leverage_above_one
 from tell_core.analysis.registration import SPLIT_FILE, Split, register_split
-from tell_core.analysis.sequence import LearningTimes, learning_order
-from tell_core.analysis.verdicts import Finding, judge
+from tell_core.analysis.run_cells import RunCells
+from tell_core.analysis.run_scaling import SCALING_FILE, measure_scaling
+from tell_core.analysis.use_frequency import time_by_frequency
+from tell_core.analysis.verdicts import Finding, judge, unmeasured
 from tell_core.errors import AnalysisError
 from tell_core.evaluation.metrics import build_metrics
 from tell_core.store import read_json, write_json
@@ -36,8 +31,8 @@ def measure_predictions(root: Path, on_progress: Progress | None = None) -> dict
     """Test P1 to P7 on a finished run.
 
     The split into shared and specific units is registered first, in ``quanta/split.json``. Written
-    are ``quanta/predictions.json`` (the table, with the numbers of its figures) and
-    ``quanta/sequence.json`` (learning orders).
+    are ``quanta/predictions.json`` (the table, with the numbers of its figures),
+    ``quanta/sequence.json`` (learning orders) and ``quanta/scaling.json`` (how the loss scales).
 
     Args:
         root: Directory of a finished run.
@@ -78,7 +73,9 @@ def measure_predictions(root: Path, on_progress: Progress | None = None) -> dict
     }
     directory = root / QUANTA_DIRECTORY
     directory.mkdir(exist_ok=True)
-    write_json(directory / SEQUENCE_FILE, _sequence(run))
+    registered = split if isinstance(split, Split) else None
+    write_json(directory / SEQUENCE_FILE, learning_orders(run, registered))
+    write_json(directory / SCALING_FILE, measure_scaling(run, curated))
     write_json(directory / PREDICTIONS_FILE, table)
     return table
 
@@ -111,29 +108,3 @@ def _directions_of_groups(
     if isinstance(split, str):
         return unmeasured("P7", split)
     return specific_directions(run, split, root, on_progress)
-
-
-def _mean_steps(trainings: Sequence[LearningTimes]) -> list[float | None]:
-    """Mean step at which each unit was learned over the trainings; None where it was known."""
-    steps = np.expm1([times.log_times for times in trainings]).mean(axis=0)
-    was_known = np.any([times.was_known for times in trainings], axis=0)
-    return [None if known else float(step) for step, known in zip(steps, was_known, strict=True)]
-
-
-def _sequence(run: RunCells) -> dict[str, Any]:
-    """Learning order of the task units by arm with intervals, and how far orders agree."""
-    orders = learning_orders(run)
-    confidence = run.resampling.confidence
-    return {
-        "confidence": confidence,
-        "units": orders["units"],
-        "within_arm": orders["within"],
-        "with_tell": orders["with_tell"],
-        "arms": {
-            arm: {
-                "order": learning_order(trainings, confidence),
-                "steps": _mean_steps(trainings),
-            }
-            for arm, trainings in orders["times"].items()
-        },
-    }

@@ -31,6 +31,7 @@ KNOWN_LOSS = 0.1
 LEARNED_SHARE = 0.5
 _MAX_NEWTON = 60
 _NUM_STRATA = 3
+_ORDER_COLUMNS = ("rank", "low", "high", "learned_share", "step", "step_low", "step_high")
 
 
 @dataclass(frozen=True)
@@ -143,24 +144,26 @@ def ranks(times: LearningTimes) -> FloatArray:
 def learning_order(
     trainings: Sequence[LearningTimes], confidence: float
 ) -> list[dict[str, float | None]]:
-    """Mean place of each unit in the order of several trainings, with an interval.
+    """Mean place and time of each unit in the order of several trainings, with intervals.
 
     Units that were known before any of the trainings have no place and are not counted.
 
     Args:
         trainings: R trainings with the same units, such as the seeds of one arm.
-        confidence: Coverage. The interval is Student's, of the mean of R places; with one training
-            there is none.
+        confidence: Coverage. The intervals are Student's, of the mean of R places and of R log
+            times; with one training there are none.
 
     Returns:
-        For each unit ``rank``, ``low`` and ``high`` (None with one training), and
-        ``learned_share``, the share of trainings in which it was learned. All are None for a unit
-        that was known.
+        For each unit ``rank``, ``low`` and ``high`` (None with one training); ``learned_share``,
+        the share of trainings in which it was learned; ``step``, the geometric mean of step + 1 at
+        which it is learned, less 1, with ``step_low`` and ``step_high``. A training that does not
+        learn it counts with its last step: ``step`` is then a lower bound and ``step_high`` None.
+        All are None for a unit that was known.
     """
     had_to_learn = ~np.any([times.was_known for times in trainings], axis=0)
     unknown = [times.select(had_to_learn) for times in trainings]
     rows = iter(_places(unknown, confidence))
-    none = dict.fromkeys(("rank", "low", "high", "learned_share"))
+    none = dict.fromkeys(_ORDER_COLUMNS)
     return [next(rows) if is_placed else dict(none) for is_placed in had_to_learn]
 
 
@@ -168,17 +171,34 @@ def _places(trainings: Sequence[LearningTimes], confidence: float) -> list[dict[
     """The rows of `learning_order` for units that all had something to learn."""
     places = np.stack([ranks(times) for times in trainings])
     learned = np.stack([times.is_learned for times in trainings]).mean(axis=0)
-    mean, num_units = places.mean(axis=0), places.shape[1]
-    if len(trainings) < 2:
-        width = np.full(num_units, np.nan)
-    else:
-        error = places.std(axis=0, ddof=1) / np.sqrt(len(trainings))
-        width = stats.t.ppf((1 + confidence) / 2, len(trainings) - 1) * error
-    low, high = np.maximum(mean - width, 1), np.minimum(mean + width, num_units)
+    rank, low, high = student_interval(places, confidence)
+    steps = student_interval(np.stack([times.log_times for times in trainings]), confidence)
+    step, step_low, step_high = np.expm1(steps)
+    columns = (
+        rank,
+        np.maximum(low, 1),
+        np.minimum(high, places.shape[1]),
+        learned,
+        step,
+        np.maximum(step_low, 0),
+        np.where(learned < 1, np.nan, step_high),
+    )
     return [
-        {"rank": float(m), "low": _known(a), "high": _known(b), "learned_share": float(share)}
-        for m, a, b, share in zip(mean, low, high, learned, strict=True)
+        {name: _known(value) for name, value in zip(_ORDER_COLUMNS, row, strict=True)}
+        for row in zip(*columns, strict=True)
     ]
+
+
+def student_interval(
+    values: FloatArray, confidence: float
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Mean over R trainings, (R, U) to (U,), with Student's interval; NaN ends where R is 1."""
+    mean, num_trainings = values.mean(axis=0), len(values)
+    if num_trainings < 2:
+        return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
+    error = values.std(axis=0, ddof=1) / np.sqrt(num_trainings)
+    width = stats.t.ppf((1 + confidence) / 2, num_trainings - 1) * error
+    return mean, mean - width, mean + width
 
 
 def rank_agreement(first: LearningTimes, second: LearningTimes) -> RankAgreement | None:

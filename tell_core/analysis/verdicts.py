@@ -8,6 +8,17 @@ from tell_core.analysis.multiple import holm
 
 Judgement = Literal["supported", "contradicted", "undetermined"]
 
+CLAIMS: Mapping[str, str] = {
+    "P1": "With task data fixed, the loss of single items falls in a step as general data grows.",
+    "P2": "Shared units are learned before specific ones, and more general data moves only the "
+    "shared ones earlier.",
+    "P3": "The more often a skill is used, the earlier it is learned: time ∝ frequency^−β.",
+    "P4": "The anchor makes task data separable, and that is what the gain comes from.",
+    "P5": "Extensive shuffle beats ordered data, in the score and in what is forgotten.",
+    "P6": "TELL reaches the score of SFT with less task data.",
+    "P7": "TELL moves the directions of specific units alone, SFT those of both groups.",
+}
+
 
 class Component(NamedTuple):
     """One measurement that a prediction rests on.
@@ -62,6 +73,11 @@ class Finding:
         if against:
             return min(1.0, len(against) * min(against))
         return max(part.p_value for part in self.components)
+
+
+def unmeasured(prediction: str, needs: str) -> Finding:
+    """A prediction that the run cannot determine, with what it needs."""
+    return Finding(prediction, CLAIMS[prediction], needs=needs)
 
 
 def judge(findings: Sequence[Finding], confidence: float) -> list[dict[str, Any]]:

@@ -2,15 +2,16 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from tell_core.analysis.cells import AnalysedCell
-from tell_core.analysis.mechanism import RunCells
 from tell_core.analysis.resampling import FloatArray
+from tell_core.analysis.run_cells import RunCells
 from tell_core.analysis.simulated_curves import spaced_steps
+from tell_core.evaluation.base import GENERAL_ITEMS_FILE
 from tell_core.evaluation.metrics import build_metrics
 from tell_core.spec.cells import Cell, plan_cells
 from tell_core.spec.model import ExperimentSpec
@@ -38,11 +39,13 @@ class World:
         test: Loss of the test items of a cell, shape (NUM_TEST,).
         task: Losses of the task's probe items, shape (P, NUM_TASK); the first half is shared.
         general: Losses of the general probe items, shape (P, NUM_GENERAL).
+        general_test: Loss of the held-out general items of a cell; none are there by default.
     """
 
     test: Losses
     task: Losses
     general: Losses
+    general_test: Losses | None = None
 
 
 def quantum_world(cell: Cell, generator: np.random.Generator) -> FloatArray:
@@ -114,12 +117,10 @@ def _write_cell(
 ) -> AnalysedCell:
     directory = root / cell.name
     directory.mkdir(parents=True)
-    rows = [
-        {"item_id": f"test-{n}", "nll": 2 * loss, "num_tokens": 2,
-         "stats": {"log_probability": [-loss]}}
-        for n, loss in enumerate(world.test(cell, generator).tolist())
-    ]  # fmt: skip
-    _write_lines(directory / "predictions.jsonl", rows)
+    _write_losses(directory / "predictions.jsonl", "log_probability", world.test(cell, generator))
+    if world.general_test is not None:
+        losses = world.general_test(cell, generator)
+        _write_losses(directory / GENERAL_ITEMS_FILE, "general_log_probability", losses)
     (directory / "scores.json").write_text("{}")
     task, general = world.task(cell, generator), world.general(cell, generator)
     losses = np.concatenate([task, general], axis=1)
@@ -136,5 +137,22 @@ def _write_cell(
     )  # fmt: skip
 
 
+def _write_losses(path: Path, metric: str, losses: FloatArray) -> None:
+    rows = [
+        {"item_id": f"item-{n}", "nll": 2 * loss, "num_tokens": 2, "stats": {metric: [-loss]}}
+        for n, loss in enumerate(losses.tolist())
+    ]
+    _write_lines(path, rows)
+
+
+def one_seed_of(run: RunCells) -> RunCells:
+    """The run with its first seed alone."""
+    cells = tuple(cell for cell in run.cells if cell.seed == 0)
+    return replace(run, cells=cells)
+
+
 def _write_lines(path: Path, rows: list[dict]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+QUANTUM = World(stepping_tests, quantum_world, by_use)

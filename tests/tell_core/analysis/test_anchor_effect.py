@@ -10,8 +10,8 @@ import torch
 
 from tell_core.analysis import anchor_effect, separability
 from tell_core.analysis.anchor_effect import anchor_mediates
-from tell_core.analysis.mechanism import RunCells
 from tell_core.analysis.quanta import loading
+from tell_core.analysis.run_cells import RunCells
 from tell_core.analysis.verdicts import judge
 from tell_core.data.encoding import from_lists
 from tell_core.spec.cells import Cell

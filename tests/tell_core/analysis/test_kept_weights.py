@@ -15,8 +15,8 @@ from tell_core.analysis.kept_weights import (
     movement_of,
     unit_samples,
 )
-from tell_core.analysis.mechanism import RunCells
 from tell_core.analysis.registration import Split, task_units
+from tell_core.analysis.run_cells import RunCells
 from tell_core.analysis.traces import CellTrace, read_trace
 from tell_core.data.encoding import EncodedExamples
 from tell_core.evaluation.metrics import build_metrics

@@ -85,7 +85,26 @@ def test_the_learning_order_has_students_interval_of_the_mean_place() -> None:
 def test_one_training_gives_an_order_without_intervals() -> None:
     (row, *_) = learning_order([times_at([1, 6])], 0.95)
 
-    assert row == {"rank": 1.0, "low": None, "high": None, "learned_share": 1.0}
+    assert row == {
+        "rank": 1.0, "low": None, "high": None, "learned_share": 1.0,
+        "step": pytest.approx(1), "step_low": None, "step_high": None,
+    }  # fmt: skip
+
+
+def test_the_time_of_a_unit_is_the_geometric_mean_with_students_interval() -> None:
+    (row, _) = learning_order([times_at([2, 1]), times_at([4, 1])], 0.95)
+
+    reach = stats.t.ppf(0.975, 1) * np.log(16 / 4) / 2
+    assert row["step"] == pytest.approx(8 - 1)
+    assert row["step_high"] == pytest.approx(np.expm1(np.log(8) + reach))
+    assert row["step_low"] == 0
+
+
+def test_a_unit_that_one_training_does_not_learn_has_no_upper_end_of_its_time() -> None:
+    (row, _) = learning_order([times_at([2, 1]), times_at([6, 1])], 0.95)
+
+    assert (row["learned_share"], row["step_high"]) == (0.5, None)
+    assert row["step_low"] is not None and row["step_low"] < row["step"]
 
 
 def test_units_that_were_known_take_no_place_from_those_that_were_learned() -> None:
