@@ -1,20 +1,22 @@
 """The flow of the cells: tuning first, then every cell, side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from prefect import flow
 from prefect.exceptions import TerminationSignal
-from prefect.futures import PrefectFuture
+from prefect.futures import PrefectFuture, as_completed
 
 from flows.runners import LOCAL, open_runner
+from tasks.cell_news import tell_failed, tell_finished
 from tasks.progress import DONE, announce, announce_total
 from tasks.stages import choose_round, run_cell, tune_arm
 from tell_core.analysis.adaptive import Round, contest
 from tell_core.errors import TellError
 from tell_core.lanes import stop_lanes
 from tell_core.pipeline import CellOutcome, Stage
-from tell_core.spec.cells import plan_cells, tuning_cells
+from tell_core.spec.cells import Cell, plan_cells, tuning_cells
 from tell_core.spec.model import ExperimentSpec
 
 T = TypeVar("T")
@@ -52,7 +54,7 @@ def cells_flow(
         announce_total(len(comparisons) + (0 if is_adaptive else len(plan_cells(spec))))
         tables = gather(
             [tune_arm.submit(spec, cell, curated) for cell in comparisons],
-            [f"tuning · {cell.label}" for cell in comparisons] if is_remote else None,
+            partial(_tell_tuned, comparisons, is_remote),
         )
         tuning = {cell.arm: table for cell, table in zip(comparisons, tables, strict=True)}
         while step := _next(compared, outcomes, is_adaptive=is_adaptive):
@@ -60,7 +62,7 @@ def cells_flow(
             announce_total(sum(len(step.cells) for step in rounds) + len(comparisons))
             outcomes += gather(
                 [run_cell.submit(spec, cell, curated, tuning) for cell in step.cells],
-                [cell.label for cell in step.cells] if is_remote else None,
+                partial(_tell_ended, step.cells, is_remote),
             )
     except (KeyboardInterrupt, TerminationSignal):
         # Before the task runner joins its threads, which wait for the lanes.
@@ -77,21 +79,40 @@ def _next(
     return None if outcomes else Round(plan_cells(spec), "the full grid")
 
 
-def gather(futures: Sequence[PrefectFuture[T]], labels: Sequence[str] | None = None) -> list[T]:
+def _tell_tuned(
+    cells: Sequence[Cell], is_remote: bool, place: int, table: dict[str, Any] | None
+) -> None:
+    if is_remote and table is not None:
+        announce(f"tuning · {cells[place].label}", DONE, 1, 1)
+
+
+def _tell_ended(
+    cells: Sequence[Cell], is_remote: bool, place: int, outcome: CellOutcome | None
+) -> None:
+    """Tell of a cell's end; other machines have no listeners of their own to announce it."""
+    if outcome is None:
+        tell_failed(cells[place])
+        return
+    tell_finished(outcome)
+    if is_remote:
+        announce(cells[place].label, DONE, 1, 1)
+
+
+def gather(futures: Sequence[PrefectFuture[T]], ended: Callable[[int, T | None], None]) -> list[T]:
     """Wait for all, also when one fails: what the others finish need not be done again.
 
     Args:
         futures: What was submitted.
-        labels: What the listeners of this process are told of each that is done; for tasks of
-            other machines, which have no listeners of their own.
+        ended: Told of each as it ends: its place, and its result or None when it failed.
 
     Raises:
         TellError: The first failure, when it was one of ours; else whatever was raised.
     """
-    for place, future in enumerate(futures):
+    places = {future.task_run_id: place for place, future in enumerate(futures)}
+    for future in as_completed(list(futures)):
         future.wait()
-        if labels and future.state.is_completed():
-            announce(labels[place], DONE, 1, 1)
+        is_completed = future.state.is_completed()
+        ended(places[future.task_run_id], future.result() if is_completed else None)
     failures = [future.state for future in futures if not future.state.is_completed()]
     for failure in failures:
         failure.result()

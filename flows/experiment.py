@@ -12,6 +12,7 @@ from flows.cells import run_cells
 from flows.last_words import end_with_worker, note_if_killed
 from flows.runners import LOCAL, check_runner
 from tasks.artifacts import show_curation, show_plan, show_results
+from tasks.recording import recorded_meanwhile
 from tasks.stages import analyse, curate, report, value_of
 from tasks.stores import tracking_uri
 from tasks.tracking import (
@@ -74,9 +75,12 @@ def _run(
     record = open_experiment(spec, root, curated) if track else None
     uri = None
     with _ending_tracked(root if record else None):
-        outcomes, tuning, rounds = run_cells(spec, curated, is_adaptive=is_adaptive, runner=runner)
-        leverage = analyse(spec, root, curated, outcomes, tuning, rounds if is_adaptive else ())
-        report(root)
+        with recorded_meanwhile(root, record):
+            outcomes, tuning, rounds = run_cells(
+                spec, curated, is_adaptive=is_adaptive, runner=runner
+            )
+            leverage = analyse(spec, root, curated, outcomes, tuning, rounds if is_adaptive else ())
+            report(root)
         if record:
             with explained_recording(root):
                 run_ids = track_cells(root, record, outcomes)

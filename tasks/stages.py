@@ -6,6 +6,7 @@ directories are checked file by file (docs/adr/0001-stage-directories-are-the-ca
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
+from tasks.cell_news import tell_begun
 from tasks.progress import DONE, ENDED, Watch, announce
 from tell_core import pipeline
 from tell_core.analysis.adaptive import Round, round_after
@@ -132,6 +134,7 @@ def run_cell(
     """Mix, train and evaluate one cell."""
     settings = pipeline.chosen_settings(spec, tuning, cell.arm)
     mixed = value_of(mix(pipeline.settled(spec, settings), cell, curated))
+    tell_begun(partial(pipeline.expected_outcome, spec, cell, mixed, settings))
     is_trained = parse_arm(cell.arm).is_trained
     trained = value_of(train(spec, cell, mixed, settings)) if is_trained else None
     evaluated = value_of(evaluate(spec, cell, mixed, trained))

@@ -317,6 +317,26 @@ def run_cell(spec: ExperimentSpec, cell: Cell, curated: Stage, settings: Candida
     return CellOutcome(cell, mixed, trained, evaluate_stage(spec, mixed, trained), settings)
 
 
+def expected_outcome(
+    spec: ExperimentSpec, cell: Cell, mixed: Stage, settings: Candidate
+) -> CellOutcome:
+    """What a cell will leave behind, before its training and evaluation are there.
+
+    Args:
+        spec: The experiment.
+        cell: The cell.
+        mixed: Its data.
+        settings: What it is trained with.
+    """
+    trained = None
+    if parse_arm(cell.arm).is_trained:
+        identity = train_fingerprint(settled(spec, settings), mixed)
+        trained = Stage("train", identity, mixed.root, reused=False)
+    identity = evaluate_fingerprint(spec, mixed, trained)
+    evaluated = Stage("evaluate", identity, mixed.root, reused=False)
+    return CellOutcome(cell, mixed, trained, evaluated, settings if trained else None)
+
+
 def tune(spec: ExperimentSpec, curated: Stage) -> dict[str, Any]:
     """Compare the candidates of every trained arm in this process, one after another."""
     table = {}

@@ -32,6 +32,11 @@ def stage_path(root: Path, stage: str, fp: str) -> Path:
     return root / "stages" / f"{stage}-{fp}"
 
 
+def partial_path(final: Path) -> Path:
+    """Where a stage directory is built until it is finished."""
+    return final.with_name(final.name + ".partial")
+
+
 def find_stage(root: Path, stage: str, fp: str) -> Path | None:
     """The finished stage directory, or None when it is missing, unfinished or damaged."""
     path = stage_path(root, stage, fp)
@@ -77,7 +82,7 @@ def write_beside(final: Path, *, resume: bool = False) -> Iterator[Path]:
         StoreError: As there.
     """
     stage, _, fp = final.name.rpartition("-")
-    partial = final.with_name(final.name + ".partial")
+    partial = partial_path(final)
     with explain_disk_errors(partial):
         if partial.exists() and not resume:
             shutil.rmtree(partial)

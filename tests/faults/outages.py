@@ -2,23 +2,25 @@
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Literal
 
-Mode = Literal["passing", "away", "answering 500"]
+Mode = Literal["passing", "away", "answering 500", "hanging"]
 _ANSWER_500 = (
     b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 )
 _CHUNK_BYTES = 65536
+_LOOK_SECONDS = 0.1
 
 
 class Line:
-    """A line to a server on this machine that passes, is dead, or answers with errors.
+    """A line to a server on this machine that passes, is dead, answers with errors, or never.
 
     Attributes:
         address: Where clients find the server.
-        num_refused: How many connections found the line dead or got an error.
+        num_refused: How many connections found the line dead, got an error or no answer.
     """
 
     def __init__(self, port: int) -> None:
@@ -62,6 +64,8 @@ class Line:
             if self._mode == "answering 500":
                 client.recv(_CHUNK_BYTES)
                 client.sendall(_ANSWER_500)
+            while self._mode == "hanging":
+                time.sleep(_LOOK_SECONDS)
 
     def _join(self, client: socket.socket) -> None:
         with socket.create_connection(self._target) as server:

@@ -21,8 +21,12 @@ from prefect.testing.utilities import prefect_test_harness
 
 from flows import experiment
 from flows.experiment import run_experiment
+from tasks.cell_news import tell_finished
+from tasks.cell_runs import child_runs
+from tasks.recording import CLOSE_SECONDS
 from tasks.tracking import read_record
 from tell_core.errors import InputError, StoreError
+from tell_core.pipeline import CellOutcome
 from tell_core.store import read_json
 from tests.faults.outages import Line, Mode, line_to
 from tests.flows.test_services import free_port
@@ -77,7 +81,7 @@ def root(unbroken: Path, tmp_path: Path) -> Path:
 
 
 def at_the_report(monkeypatch: pytest.MonkeyPatch, strike: Callable[[], None]) -> None:
-    """Let something happen when all is trained and nothing but the parent run is recorded."""
+    """Let something happen when all is trained."""
     draw = experiment.report
 
     def report(root: Path) -> Any:
@@ -86,6 +90,19 @@ def at_the_report(monkeypatch: pytest.MonkeyPatch, strike: Callable[[], None]) -
         return drawn
 
     monkeypatch.setattr(experiment, "report", report)
+
+
+def when_cells_begin(monkeypatch: pytest.MonkeyPatch, strike: Callable[[], None]) -> None:
+    """Let something happen, once, before any cell is recorded."""
+    run = experiment.run_cells
+    left = [strike]
+
+    def run_cells(*arguments: Any, **named: Any) -> Any:
+        if left:
+            left.pop()()
+        return run(*arguments, **named)
+
+    monkeypatch.setattr(experiment, "run_cells", run_cells)
 
 
 def limit_files(process: psutil.Process, num_bytes: int) -> None:
@@ -97,14 +114,18 @@ def limit_files(process: psutil.Process, num_bytes: int) -> None:
 
 
 def finished_children(root: Path) -> list[str]:
+    return children(root, "FINISHED")
+
+
+def running_children(root: Path) -> list[str]:
+    return children(root, "RUNNING")
+
+
+def children(root: Path, status: str) -> list[str]:
     record = read_record(root)
     assert record is not None
-    client = mlflow.MlflowClient(record["uri"])
-    children = client.search_runs(
-        [record["experiment_id"]],
-        f"tags.mlflow.parentRunId = '{record['parent']}' and attributes.status = 'FINISHED'",
-    )
-    return sorted(run.info.run_name for run in children)
+    found = child_runs(mlflow.MlflowClient(record["uri"]), record)
+    return sorted(run.info.run_name for run in found if run.info.status == status)
 
 
 def cells(root: Path) -> list[str]:
@@ -114,7 +135,7 @@ def cells(root: Path) -> list[str]:
 def test_away_for_a_minute_costs_a_minute_and_nothing_else(
     harness: None, line: Line, root: Path, drill_spec: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    at_the_report(monkeypatch, lambda: line.turn_for("away", 60.0))
+    when_cells_begin(monkeypatch, lambda: line.turn_for("away", 60.0))
 
     try:
         run_experiment(drill_spec, [], root, True)
@@ -134,7 +155,7 @@ def test_gone_for_good_leaves_results_and_report_and_a_rerun_records_each_cell_o
     for name in ("track_cells", "close_experiment"):
         recording = getattr(experiment, name)
         monkeypatch.setattr(experiment, name, recording.with_options(retries=0))
-    at_the_report(monkeypatch, lambda: line.turn(mode))
+    when_cells_begin(monkeypatch, lambda: line.turn(mode))
 
     with pytest.raises(InputError, match="cannot be used"):
         run_experiment(drill_spec, [], root, True)
@@ -185,11 +206,60 @@ def test_a_disk_that_is_full_when_artifacts_are_kept_is_told_and_a_rerun_keeps_t
 def test_cut_in_the_middle_of_recording_no_cell_is_recorded_twice(
     harness: None, line: Line, root: Path, drill_spec: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    at_the_report(monkeypatch, lambda: threading.Timer(1.5, line.turn_for, ("away", 2.0)).start())
+    cut = threading.Timer(1.5, line.turn_for, ("away", 2.0))
+    when_cells_begin(monkeypatch, cut.start)
 
     run_experiment(drill_spec, [], root, True)
 
     assert finished_children(root) == cells(root)
+    assert running_children(root) == []
+
+
+def test_away_while_cells_train_they_are_trained_and_each_is_recorded_once(
+    harness: None, line: Line, tmp_path: Path, drill_spec: Path, monkeypatch: pytest.MonkeyPatch
+):
+    root, seen = tmp_path / "tiny", []
+
+    def strike(outcome: CellOutcome) -> None:
+        if not seen:
+            line.turn_for("away", 20.0)
+        seen.append(outcome.cell.name)
+        tell_finished(outcome)
+
+    monkeypatch.setattr("flows.cells.tell_finished", strike)
+
+    run_experiment(drill_spec, [], root, True)
+
+    assert line.num_refused > 0
+    assert sorted(seen) == cells(root) == finished_children(root)
+    assert running_children(root) == []
+
+
+def test_a_server_that_never_answers_costs_the_cells_nothing_and_their_end_few_seconds(
+    harness: None, line: Line, root: Path, drill_spec: Path, monkeypatch: pytest.MonkeyPatch
+):
+    moments: dict[str, float] = {}
+
+    def note_report() -> None:
+        moments["report"] = time.monotonic()
+
+    record = experiment.track_cells
+
+    def track_cells(*arguments: Any) -> Any:
+        moments["recording"] = time.monotonic()
+        line.turn("passing")
+        return record(*arguments)
+
+    when_cells_begin(monkeypatch, lambda: line.turn("hanging"))
+    at_the_report(monkeypatch, note_report)
+    monkeypatch.setattr(experiment, "track_cells", track_cells)
+
+    run_experiment(drill_spec, [], root, True)
+
+    assert line.num_refused > 0
+    assert moments["recording"] - moments["report"] < CLOSE_SECONDS + 5.0
+    assert finished_children(root) == cells(root)
+    assert running_children(root) == []
 
 
 def test_a_locked_sqlite_store_is_waited_for(
@@ -204,10 +274,10 @@ def test_a_locked_sqlite_store_is_waited_for(
             other.rollback()
 
     def lock() -> None:
-        threading.Thread(target=hold, args=(15.0,)).start()
+        threading.Thread(target=hold, args=(25.0,)).start()
         time.sleep(0.5)
 
-    at_the_report(monkeypatch, lock)
+    when_cells_begin(monkeypatch, lock)
 
     run_experiment(drill_spec, [], root, True)
 

@@ -21,6 +21,7 @@ from mlflow.tracking import MlflowClient
 from typer.testing import CliRunner
 
 from flows.cli import app
+from tasks.registration import register_best
 from tasks.registry import (
     answering,
     champion_of,
@@ -32,7 +33,7 @@ from tasks.registry import (
     promote,
     recheck,
 )
-from tasks.tracking import connect, register_best
+from tasks.tracking import connect
 from tell_core.analysis.summary import analyse_run
 from tell_core.answer_log import AnswerLog
 from tell_core.errors import InputError, ModelError

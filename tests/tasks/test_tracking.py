@@ -1,13 +1,10 @@
-import math
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tasks.stores import tracking_uri, without_password
-from tasks.tracking import _log_curated, _metric, _safe, connect, run_url
+from tasks.tracking import _log_curated, connect, run_url
 from tell_core.errors import InputError
 
 
@@ -17,19 +14,6 @@ def test_the_store_lies_beside_the_run_unless_a_server_is_named(tmp_path: Path, 
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     assert tracking_uri(tmp_path / "run") == "http://127.0.0.1:5000"
-
-
-@given(st.none() | st.booleans() | st.text() | st.floats() | st.integers(-(2**53), 2**53))
-def test_only_finite_numbers_become_metrics(value):
-    metrics = list(_metric("name", value, 0, 0))
-
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    assert len(metrics) == (is_number and math.isfinite(value))
-
-
-@pytest.mark.parametrize("name", ["chrf++", "a+b", "plain"])
-def test_metric_names_hold_no_plus_sign(name: str):
-    assert "+" not in _safe(name)
 
 
 def test_a_page_is_only_named_for_a_server():
