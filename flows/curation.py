@@ -8,12 +8,9 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
 
+from flows.forms import Setting
 from flows.last_words import end_with_worker
 from flows.scheduling import HOUR, is_under_way, nothing_to_do, tell_failure
-from tasks.artifacts import show_curation
-from tasks.stages import curate, value_of
-from tell_core.data.curation import curation_inputs
-from tell_core.results import default_root, open_run, sole_owner
 from tell_core.spec.identity import fingerprint
 from tell_core.spec.loading import load_spec
 from tell_core.store import read_json, write_json
@@ -29,7 +26,7 @@ NOTE = "sources.json"
     on_crashed=[tell_failure],
 )
 def curate_changed(
-    spec_file: Path, settings: list[str] | None = None, out: Path | None = None
+    spec_file: Path, settings: list[Setting] | None = None, out: Path | None = None
 ) -> dict[str, Any] | State[None]:
     """Curate an experiment's sources if the content of one has changed since the last time.
 
@@ -39,6 +36,11 @@ def curate_changed(
         out: Run directory; ``runs/<experiment name>`` by default.
     """
     end_with_worker()
+    from tasks.artifacts import show_curation
+    from tasks.stages import curate, value_of
+    from tell_core.data.curation import curation_inputs
+    from tell_core.results import default_root, open_run, sole_owner
+
     spec = load_spec(spec_file, settings or [])
     root = out or default_root(spec)
     if is_under_way(root):

@@ -1,6 +1,6 @@
 """Promotion with approval: the comparison first, then a person decides on the run's page."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
@@ -10,11 +10,15 @@ from prefect.flow_runs import pause_flow_run
 from prefect.input import RunInput
 from pydantic import Field
 
+from flows.forms import ModelName, Version
 from flows.last_words import end_with_worker
-from flows.scheduling import HOUR, RETRIES, can_retry_help, nothing_to_do, tell_failure
-from tasks.registry import Decision, champion_of, compare, find_version, open_registry, promote
+from flows.scheduling import DAY, RETRIES, nothing_to_do, tell_failure
 
-DECIDE_WITHIN = 24 * HOUR
+if TYPE_CHECKING:
+    from tasks.registry import Decision
+
+# How long a person may take to answer, by default and at most.
+DECIDE_WITHIN, DECIDE_WITHIN_AT_MOST = DAY, 30 * DAY
 
 
 class Approval(RunInput):
@@ -29,11 +33,14 @@ class Approval(RunInput):
 @flow(
     name="promote",
     flow_run_name="promote · {name} version {version}",
+    timeout_seconds=DECIDE_WITHIN_AT_MOST + DAY,
     on_failure=[tell_failure],
     on_crashed=[tell_failure],
 )
 def promote_with_approval(
-    name: str, version: int, decide_within_seconds: int = DECIDE_WITHIN
+    name: ModelName,
+    version: Version,
+    decide_within_seconds: Annotated[int, Field(ge=1, le=DECIDE_WITHIN_AT_MOST)] = DECIDE_WITHIN,
 ) -> dict[str, Any] | State[None]:
     """Compare a version with the champion, wait for a person, and move the alias if they say so.
 
@@ -62,9 +69,11 @@ def promote_with_approval(
     return decision.as_json()
 
 
-@task(name="compare", cache_policy=NO_CACHE, retry_condition_fn=can_retry_help, **RETRIES)
+@task(name="compare", cache_policy=NO_CACHE, **RETRIES)
 def compare_with_champion(name: str, version: int) -> str | None:
     """The comparison in words; None for one that is champion already."""
+    from tasks.registry import champion_of, compare, find_version, open_registry
+
     client = open_registry()
     candidate = find_version(client, f"models:/{name}/{version}")
     champion = champion_of(client, name)
@@ -75,7 +84,9 @@ def compare_with_champion(name: str, version: int) -> str | None:
     return f"{name} {compared.sentence(f'version {version}', against)}. {verdict}"
 
 
-@task(name="decide", cache_policy=NO_CACHE, retry_condition_fn=can_retry_help, **RETRIES)
-def decide(name: str, version: int, force_reason: str | None) -> Decision:
+@task(name="decide", cache_policy=NO_CACHE, **RETRIES)
+def decide(name: str, version: int, force_reason: str | None) -> "Decision":
     """Move the alias, or refuse."""
+    from tasks.registry import open_registry, promote
+
     return promote(open_registry(), name, str(version), force_reason=force_reason)

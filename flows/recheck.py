@@ -1,7 +1,7 @@
 """The champion's check-up: its score on the data of today, and an event when it has fallen."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
@@ -10,10 +10,13 @@ from prefect.client.schemas.objects import State
 from prefect.events import emit_event
 from prefect.events.worker import EventsWorker
 
+from flows.forms import ModelName
 from flows.last_words import end_with_worker
-from flows.scheduling import HOUR, RETRIES, can_retry_help, nothing_to_do, tell_failure
-from tasks.registry import Recheck, champion_of, note_recheck, open_registry, recheck
+from flows.scheduling import HOUR, RETRIES, nothing_to_do, tell_failure
 from tell_core.spec.model import SourceSpec
+
+if TYPE_CHECKING:
+    from tasks.registry import Recheck
 
 FALLEN_EVENT = "tell.champion.fallen"
 
@@ -26,7 +29,7 @@ FALLEN_EVENT = "tell.champion.fallen"
     on_crashed=[tell_failure],
 )
 def recheck_champion(
-    name: str, data: Path | None = None, again: bool = False
+    name: ModelName, data: Path | None = None, again: bool = False
 ) -> dict[str, Any] | State[None]:
     """Evaluate the champion on fresh data; emit an event when it is worse than when registered.
 
@@ -52,30 +55,31 @@ def recheck_champion(
 @task(name="look for a champion", cache_policy=NO_CACHE, **RETRIES)
 def has_champion(name: str) -> bool:
     """Whether the registry has a champion of that name."""
+    from tasks.registry import champion_of, open_registry
+
     client = open_registry()
     known = {model.name for model in client.search_registered_models(f"name = '{name}'")}
     return name in known and champion_of(client, name) is not None
 
 
-@task(
-    name="evaluate champion",
-    cache_policy=NO_CACHE,
-    retry_condition_fn=can_retry_help,
-    **RETRIES,
-)
-def check_champion(name: str, data: Path | None, again: bool) -> Recheck:
+@task(name="evaluate champion", cache_policy=NO_CACHE, **RETRIES)
+def check_champion(name: str, data: Path | None, again: bool) -> "Recheck":
     """Score the champion on the data of today."""
+    from tasks.registry import open_registry, recheck
+
     source = SourceSpec(path=str(data)) if data else None
     return recheck(open_registry(), name, source, again=again)
 
 
-@task(name="note check-up", cache_policy=NO_CACHE, retry_condition_fn=can_retry_help, **RETRIES)
-def note_check(found: Recheck) -> None:
+@task(name="note check-up", cache_policy=NO_CACHE, **RETRIES)
+def note_check(found: "Recheck") -> None:
     """Remember that these data were looked at."""
+    from tasks.registry import note_recheck, open_registry
+
     note_recheck(open_registry(), found)
 
 
-def tell_fall(found: Recheck) -> None:
+def tell_fall(found: "Recheck") -> None:
     """Emit the event and wait until it is sent; an automation may send it on to a person."""
     assert found.comparison is not None, "a fall has been measured"
     emit_event(

@@ -6,11 +6,10 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.experiment import run_experiment
+from flows.forms import ArmName, RunnerName, Setting
 from flows.last_words import end_with_worker
 from flows.runners import LOCAL
-from flows.scheduling import nothing_to_do, tell_failure, work_state
-from tell_core.results import default_root
+from flows.scheduling import DAY, nothing_to_do, tell_failure, work_state
 from tell_core.spec.loading import load_spec
 from tell_core.spec.model import Budgets, PositiveFloat, PositiveInt, Seed
 
@@ -18,22 +17,23 @@ from tell_core.spec.model import Budgets, PositiveFloat, PositiveInt, Seed
 @flow(
     name="requested experiment",
     flow_run_name="request · {spec_file.stem}",
+    timeout_seconds=7 * DAY,
     on_failure=[tell_failure],
     on_crashed=[tell_failure],
 )
 def request_experiment(
     spec_file: Path,
-    settings: list[str] | None = None,
+    settings: list[Setting] | None = None,
     task_tokens: Budgets | None = None,
     general_tokens: Budgets | None = None,
-    arms: list[str] | None = None,
+    arms: list[ArmName] | None = None,
     seeds: list[Seed] | None = None,
     learning_rate: list[PositiveFloat] | None = None,
     epochs: list[PositiveInt] | None = None,
     out: Path | None = None,
     track: bool = True,
     adaptive: bool = False,
-    runner: str = LOCAL,
+    runner: RunnerName = LOCAL,
 ) -> dict[str, Any] | State[None]:
     """Run an experiment with some of its fields changed; nothing is done twice.
 
@@ -52,6 +52,9 @@ def request_experiment(
         runner: Where the cells are computed: local, dask or ray.
     """
     end_with_worker()
+    from flows.experiment import run_experiment
+    from tell_core.results import default_root
+
     fields = {
         "budgets.task_tokens": task_tokens,
         "budgets.general_tokens": general_tokens,

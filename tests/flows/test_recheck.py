@@ -7,6 +7,7 @@ import pytest
 from prefect.events.worker import EventsWorker
 
 from flows import recheck as checking
+from tasks import registry
 from tasks.registry import Recheck
 from tell_core.promotion import Comparison
 
@@ -39,7 +40,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(checking, "has_champion", lambda _name: True)
     monkeypatch.setattr(checking, "check_champion", lambda *_: FALLEN)
     monkeypatch.setattr(checking, "create_markdown_artifact", lambda **_: None)
-    monkeypatch.setattr(checking, "open_registry", lambda: Registry(steps))
+    monkeypatch.setattr(registry, "open_registry", lambda: Registry(steps))
     monkeypatch.setattr(checking, "note_check", checking.note_check.fn)
     monkeypatch.setattr(checking, "emit_event", lambda **event: steps.append(event["event"]))
     sending = SimpleNamespace(drain=lambda: steps.append("sent"))
