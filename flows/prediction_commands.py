@@ -17,18 +17,23 @@ def predictions(
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:
     """Test the seven predictions of the quantization hypothesis on a finished run."""
-    from tell_core.analysis.predictions import measure_predictions
+    from tell_core.analysis.predictions import QUANTA_DIRECTORY, measure_predictions
+    from tell_core.analysis.run_scaling import SCALING_FILE
     from tell_core.report.page import write_report
     from tell_core.results import sole_owner
+    from tell_core.store import read_json
 
     with sole_owner(directory):
         table = measure_predictions(directory, _say)
         report = write_report(directory)
+    scaling = read_json(directory / QUANTA_DIRECTORY / SCALING_FILE)
     if as_json:
-        print_json(table)
+        print_json(table | {"scaling": scaling})
         return
     print_table([_row(row) for row in table["predictions"]])
-    print(f"numbers:   {directory / 'quanta' / 'predictions.json'}\nreport:    {report}")
+    if scaling["curves"]:
+        print_table([_curve_row(row) for row in scaling["curves"]])
+    print(f"numbers:   {directory / QUANTA_DIRECTORY}\nreport:    {report}")
 
 
 def _say(what: str, done: int, total: int) -> None:
@@ -44,4 +49,18 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
         "high": row["high"],
         "p (Holm)": row["p_holm"],
         "measured, or what it needs": row["reason"] or row["measure"],
+    }
+
+
+def _curve_row(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "mean loss over": row["kind"].replace("_", " "),
+        "arm": row["arm"],
+        "items": row["role"],
+        "points": row["num_points"],
+        "exponent": row["exponent"],
+        "low": row["low"],
+        "high": row["high"],
+        "scaling": row["status"],
+        "why": row["reason"],
     }

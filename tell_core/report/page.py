@@ -28,6 +28,7 @@ from tell_core.report.predictions import item_bytes, predictions
 from tell_core.report.predictions_table import mechanism
 from tell_core.report.price import price
 from tell_core.report.reading import RunFiles, read_run
+from tell_core.report.scaling import scaling
 from tell_core.report.svg import SYSTEM_FONTS
 from tell_core.report.uncertainty import uncertainty
 from tell_core.store import write_text
@@ -46,6 +47,7 @@ _SECTIONS: tuple[Callable[[RunFiles], Section], ...] = (
     predictions,
     emergence,
     mechanism,
+    scaling,
     ledger,
     curation,
     shuffle,
@@ -55,6 +57,7 @@ _SECTIONS: tuple[Callable[[RunFiles], Section], ...] = (
 )
 _LEFT_OUT_FIRST = (
     emergence,
+    scaling,
     mechanism,
     predictions,
     prompts,

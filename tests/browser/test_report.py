@@ -16,7 +16,8 @@ from tests.browser.conftest import HOSTILE, SAVED_FIGURES
 
 SECTIONS = (
     "answer", "curves", "leverage", "forecast", "price", "uncertainty", "predictions",
-    "emergence", "mechanism", "ledger", "curation", "shuffle", "prompts", "limits", "reproduce",
+    "emergence", "mechanism", "scaling", "ledger", "curation", "shuffle", "prompts",
+    "limits", "reproduce",
 )  # fmt: skip
 VISIBLE = "return [...document.querySelectorAll(arguments[0])].filter(e => e.offsetParent).length"
 SVG = "{http://www.w3.org/2000/svg}"

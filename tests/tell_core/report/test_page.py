@@ -23,7 +23,8 @@ BuildRun = Callable[..., Path]
 
 SECTIONS = (
     "answer", "curves", "leverage", "forecast", "price", "uncertainty", "predictions",
-    "emergence", "mechanism", "ledger", "curation", "shuffle", "prompts", "limits", "reproduce",
+    "emergence", "mechanism", "scaling", "ledger", "curation", "shuffle", "prompts",
+    "limits", "reproduce",
 )  # fmt: skip
 MACROS = page_templates().get_template("blocks.html.j2").make_module()
 OPTIONAL = frozenset(
