@@ -220,6 +220,8 @@ def _finite_k_row(
         "difference": _over_seeds(measured - predicted, confidence),
         "zipf_alpha": zipf.alpha,
         "asymptotic_slope": limit,
+        "left": float(np.mean([mean[-1] / mean[0] for _, mean in found])),
+        "predicted_left": float(np.mean([one.predicted[-1] for one, _ in found])),
         "asymptotic_reason": zipf.reason or (None if limit is not None else "β is not above 0"),
         "points": _finite_k_points(found),
     }
@@ -228,7 +230,7 @@ def _finite_k_row(
 def _predicted(
     cell: AnalysedCell, trace: CellTrace, frequencies: Mapping[str, float], column: str
 ) -> tuple[FiniteK, FloatArray]:
-    """The finite-K slope of one training, and the mean loss in its range."""
+    """The finite-K slope of one training, and the mean loss of its items, shape (P,)."""
     places, labels = labelled_items(cell, trace, column, frequencies)
     if len(set(labels)) < MIN_LABELS:
         raise AnalysisError(
@@ -239,14 +241,14 @@ def _predicted(
     losses = trace.losses[:, places]
     use = np.array([frequencies[label] for label in labels])
     everything = np.array(list(frequencies.values()))
+    everything /= everything.sum()  # general data without a skill's name have no share
     mean = losses.mean(axis=1)
-    found = finite_k(_scale(trace), losses, times, use, everything, mean)
-    return found, mean[-len(found.x) :]
+    return finite_k(_scale(trace), losses, times, use, everything, mean), mean
 
 
 def _finite_k_points(found: Sequence[tuple[FiniteK, FloatArray]]) -> list[dict[str, float]]:
     """Means over seeds, the prediction brought to the measured height, which it does not know."""
-    x, measured = on_common_scale([(one.x, mean) for one, mean in found])
+    x, measured = on_common_scale([(one.x, mean[-len(one.x) :]) for one, mean in found])
     _, predicted = on_common_scale([(one.x, one.predicted) for one, _ in found])
     logs = np.log(predicted).mean(axis=0)
     logs += np.log(measured).mean() - logs.mean()

@@ -24,6 +24,7 @@ from tell_core.report.formats import (
     format_count,
     format_score,
     format_score_interval,
+    format_share,
     plural,
 )
 from tell_core.report.reading import Json, RunFiles, read_optional_json
@@ -175,7 +176,7 @@ def _finite_k(found: Json) -> list[Block]:
 
 def _finite_k_table(rows: Sequence[Json]) -> Table:
     columns = ("Arm", "Skills", "β", "Measured slope", "Predicted, finite K", "Difference",
-               "Interval", "K → ∞")  # fmt: skip
+               "Interval", "K → ∞", "Left at the end", "Left, predicted")  # fmt: skip
     entries = tuple(
         (
             Entry(arm_label(row["arm"])),
@@ -187,6 +188,8 @@ def _finite_k_table(rows: Sequence[Json]) -> Table:
             Entry(format_score_interval(row["difference"]["low"], row["difference"]["high"],
                                         signed=True) or MISSING),
             Entry(format_score(row["asymptotic_slope"])),
+            Entry(format_share(row["left"])),
+            Entry(format_share(row["predicted_left"])),
         )
         for row in rows
     )  # fmt: skip
@@ -224,7 +227,9 @@ _FINITE_K_NOTE = (
     "Predicted from the use of each skill in the general data, the exponent β of learning time on "
     "use, the scatter of learning times and the sharpness of single falls; the height of the curve "
     "is not predicted and was brought to the measured one. Slopes are taken from the first item "
-    "learned to the last probe, over items that had something to learn. K → ∞ is the limit for "
+    "learned to the last probe, over items that had something to learn. A unit that counts as "
+    "learned, at half of its loss before training, is taken to fall on to nothing: where more is "
+    "left at the end than predicted, it did not. K → ∞ is the limit for "
     "infinitely many skills, −α / (β (1 + α)); at finite K it is off by 0.07 to 0.25 even where "
     "the theory holds."
 )
