@@ -1,106 +1,151 @@
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tell_core.report.blocks import Table, Text, charts_of
+from tell_core.report import q_sequence
+from tell_core.report.blocks import Fold, Table, Text, charts_of
 from tell_core.report.predictions_table import mechanism
 from tell_core.report.reading import read_run
+from tell_core.store import write_json
+from tests.tell_core.report.mechanism_files import PART, row, sequence, write_mechanism
 
 BuildRun = Callable[..., Path]
 pytestmark = pytest.mark.usefixtures("without_drawing")
-
-PART = {"name": "gain <b>", "estimate": 0.3, "low": 0.1, "high": None, "p_value": 0.01,
-        "is_as_predicted": True}  # fmt: skip
-FIGURES: dict[str, Any] = {
-    "P1": {
-        "general_tokens": [200, 200, 900],
-        "items": [
-            {"item": "a", "verdict": "step", "guard_share": 0.9, "losses": [2.0, 1.0, 0.1]},
-            {"item": "b", "verdict": "flat", "guard_share": None, "losses": [1.0, 1.0, 1.0]},
-        ],
-    },
-    "P2": {
-        "survival": {
-            name: {"step": [3.0, 9.0], "unlearned": [0.5, 0.2], "standard_error": [0.1, 0.1]}
-            for name in ("shared", "specific")
-        }
-    },
-    "P3": {"points": [{"skill": "x", "frequency": 0.2, "step": 4.0, "is_learned": True}]},
-    "P7": {
-        "directions": [
-            {
-                "arm": arm,
-                "from_step": 1.0,
-                "to_step": step,
-                "shared": 0.1,
-                "specific": 0.3,
-                "difference": 0.2,
-                "low": 0.1,
-                "high": 0.3,
-                "p_value": 0.01,
-            }
-            for arm in ("tell", "sft")
-            for step in (2.0, 9.0)
-        ]
-    },
-}
-
-
-def row(name: str, verdict: str, **changes: Any) -> dict[str, Any]:
-    return {
-        "prediction": name, "claim": f"claim of {name}", "measure": "gain <b>", "estimate": 0.3,
-        "low": 0.1, "high": None, "p_value": 0.01, "p_holm": 0.04, "verdict": verdict,
-        "reason": None, "remark": f"remark on {name}", "components": [PART],
-        "figure": FIGURES.get(name, {}),
-    } | changes  # fmt: skip
 
 
 @pytest.fixture
 def tested(build_run: BuildRun) -> Path:
     path = build_run()
-    (path / "quanta").mkdir()
-    open_row = row("P4", "undetermined", components=[], estimate=None, low=None, p_holm=None,
-                   reason="arms tell_no_anchor")  # fmt: skip
-    rows = [row(name, "supported") for name in ("P1", "P2", "P3")] + [open_row]
-    content = {"task_budget_tokens": 480, "general_budget_tokens": 9400, "predictions": rows}
-    (path / "quanta" / "predictions.json").write_text(json.dumps(content))
+    write_mechanism(path)
     return path
 
 
-def test_every_prediction_has_its_verdict_and_what_it_needs(tested: Path) -> None:
-    section = mechanism(read_run(tested))
+def folds(path: Path) -> dict[str, Fold]:
+    """The open parts of the chapter, by the word that they begin with."""
+    blocks = mechanism(read_run(path)).blocks
+    return {block.summary.split(":")[0]: block for block in blocks if isinstance(block, Fold)}
 
-    table = next(block for block in section.blocks if isinstance(block, Table))
-    assert [(line[0].text, line[2].text) for line in table.rows] == [
-        ("P1", "supported"), ("P2", "supported"), ("P3", "supported"), ("P4", "undetermined"),
-    ]  # fmt: skip
-    assert table.rows[0][4].text.endswith("∞]")
-    assert table.rows[3][6].text == "needs arms tell_no_anchor"
+
+def words_of(path: Path, name: str) -> str:
+    block = folds(path)[name].blocks[0]
+    assert isinstance(block, Text)
+    return block.text
+
+
+def test_every_prediction_has_its_verdict_estimate_interval_and_corrected_p(tested: Path) -> None:
+    table = next(b for b in mechanism(read_run(tested)).blocks if isinstance(b, Table))
+
+    assert [line[0].text for line in table.rows] == [f"P{number}" for number in range(1, 8)]
+    first = [entry.text for entry in table.rows[0]]
+    assert first[2:6] == ["supported", "0.300", "[0.100, ∞]", "0.04"]
+
+
+def test_every_prediction_has_a_figure_of_its_own(tested: Path) -> None:
+    for name, fold in folds(tested).items():
+        assert list(charts_of(fold.blocks)), name
+    assert [name for name in folds(tested) if name.startswith("P")] == [
+        f"P{number}" for number in range(1, 8)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (row("P1", "supported"), "Supported: all 2 parts lie on the predicted side"),
+        (row("P1", "supported", components=[PART]), "Supported: its measure lies"),
+        (row("P1", "contradicted"), "Contradicted: on the other side, and chance is excluded "
+         "(p = 0.04 after Holm): loss."),
+        (row("P1", "undetermined"), "Undetermined: the null is not excluded: gain (p = 0.04 after "
+         "Holm). 2 of 2 parts on the predicted side."),
+        (row("P1", "undetermined", p_value=None, p_holm=None, components=[], reason="an arm"),
+         "Undetermined: this run lacks what the prediction needs: an arm."),
+        (row("P1", "supported", p_holm=1e-5), "(p < 0.001 after Holm)"),
+    ],
+)  # fmt: skip
+def test_a_verdict_is_a_sentence_with_its_reason(tested: Path, changed: dict, words: str) -> None:
+    write_mechanism(tested, [changed])
+
+    assert words in words_of(tested, "P1")
 
 
 def test_the_figures_behind_the_verdicts_carry_their_numbers(tested: Path) -> None:
-    charts = list(charts_of(mechanism(read_run(tested)).blocks))
+    charts = {chart.name: chart for chart in charts_of(mechanism(read_run(tested)).blocks)}
 
-    assert [chart.name for chart in charts] == ["prediction-1", "prediction-2", "prediction-3"]
-    assert ("a", "step", 200, 1.5) in charts[0].data.rows
-    assert "1 item with a step, 1 other shown" in charts[0].alt
-    assert ("shared", 9.0, 0.2) in charts[1].data.rows
+    assert "5 items with a step, 7 others shown" in charts["prediction-1"].alt
+    assert ("shared", 2.0, 1.0) in charts["prediction-2"].data.rows
+    assert len(charts["prediction-3"].data.rows) == 10
+    assert "0.300" in charts["prediction-7-tell"].alt
 
 
-def test_the_way_the_weights_move_has_a_chart_per_arm(tested: Path) -> None:
-    path = tested / "quanta" / "predictions.json"
-    content = json.loads(path.read_text())
-    content["predictions"] = [row("P7", "supported")]
-    path.write_text(json.dumps(content))
+def test_every_order_has_its_difference_in_score_and_in_what_is_kept(tested: Path) -> None:
+    charts = {chart.name: chart for chart in charts_of(folds(tested)["P5"].blocks)}
 
-    charts = list(charts_of(mechanism(read_run(tested)).blocks))
+    kept = charts["prediction-5-general_log_probability"]
+    assert [line[1] for line in kept.data.rows] == ["tell_blocks(4)", "tell_task_first"]
+    scores = [block for block in folds(tested)["P5"].blocks if isinstance(block, Table)][-1]
+    assert [line[0].text for line in scores.rows] == [
+        "TELL", "TELL blocks(4)", "TELL task first", "base",
+    ]  # fmt: skip
+    assert scores.rows[0][1].text == "−0.500 [−0.600, −0.400]"
 
-    assert [chart.name for chart in charts] == ["prediction-7-tell", "prediction-7-sft"]
-    assert "0.1" in charts[0].alt
-    assert [point[1] for point in charts[0].data.rows] == [2.0, 9.0]
+
+def test_leverage_that_is_only_bounded_is_called_a_bound(tested: Path) -> None:
+    (chart,) = charts_of(folds(tested)["P6"].blocks)
+
+    assert "2.4 at 960, at least 1.6 at 3,840" in chart.alt
+    assert [line[-1] for line in chart.data.rows] == [None, "above"]
+
+
+def test_the_q_sequence_shows_every_unit_that_had_something_to_learn(tested: Path) -> None:
+    fold = folds(tested)["The Q sequence"]
+    charts = {chart.name: chart for chart in charts_of(fold.blocks)}
+
+    rows = charts["q-sequence-tell"].data.rows
+    assert [line[0] for line in rows] == list(range(1, 40))
+    assert [line[6] for line in rows] == sorted(line[6] for line in rows)
+    assert [key.label for key in charts["q-sequence-tell"].legend] == [
+        "shared with general data", "specific to the task",
+    ]  # fmt: skip
+    assert "1 not learned in every training" in charts["q-sequence-tell"].alt
+    assert [line[1] for line in charts["q-sequence-sft"].data.rows] == [line[1] for line in rows]
+
+
+def test_the_agreement_of_orders_is_given_between_seeds_and_with_tell(tested: Path) -> None:
+    fold = folds(tested)["The Q sequence"]
+
+    table = next(block for block in fold.blocks if isinstance(block, Table))
+    assert [entry.text for entry in table.rows[0]] == [
+        "TELL", "3", "39", "0.620", "0.800", "–", "–",
+    ]  # fmt: skip
+    assert table.rows[0][3].remark == "0.550 to 0.700, 3 pairs"
+    assert [entry.text for entry in table.rows[1]][3:] == ["–", "–", "0.620", "0.800"]
+
+
+def test_a_long_sequence_is_thinned_in_the_figure_and_whole_in_its_table(
+    tested: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(q_sequence, "MAX_UNITS", 10)
+
+    fold = folds(tested)["The Q sequence"]
+
+    assert any("10 of 39 units are drawn" in getattr(b, "caption", "") for b in fold.blocks)
+    assert len(next(charts_of(fold.blocks)).data.rows) == 39
+
+
+def test_a_sequence_of_an_earlier_version_is_left_out(tested: Path) -> None:
+    old = {"arms": {"tell": {"order": [], "steps": []}}, "units": []}
+    write_json(tested / "quanta" / "sequence.json", old)
+
+    assert "The Q sequence" not in folds(tested)
+
+
+def test_without_a_split_the_sequence_is_drawn_all_the_same(tested: Path) -> None:
+    write_json(tested / "quanta" / "sequence.json", sequence() | {"groups": None})
+
+    (key,) = next(charts_of(folds(tested)["The Q sequence"].blocks)).legend
+
+    assert key.label == "no split registered"
 
 
 def test_a_run_that_was_not_tested_says_how_to_test_it(build_run: BuildRun) -> None:
