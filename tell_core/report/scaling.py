@@ -1,6 +1,7 @@
 """Section on scaling: whether losses fall as power laws, and the slope that skills predict."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 from tell_core.report.blocks import (
@@ -51,7 +52,8 @@ def scaling(run: RunFiles) -> Section:
     for kind in _KINDS:
         charts = [*_charts(kind, rows), *_finite_k_charts(kind, found["finite_k"])]
         if charts:
-            blocks.append(Panels(tuple(charts), _CAPTION))
+            is_first = not any(isinstance(block, Panels) for block in blocks)
+            blocks.append(Panels(tuple(charts), _CAPTION if is_first else ""))
     if rows:
         blocks.append(_table(rows))
     blocks += _finite_k(found["finite_k"])
@@ -95,7 +97,9 @@ def _charts(kind: str, rows: Sequence[Json]) -> Iterator[Chart]:
             draw,
             _data(mine),
             " ".join(f"{arm_label(row['arm'])}: {_claim(row)}." for row in mine[:MAX_DRAWN]),
-            legend=legend_of([curve.arm for curve in curves]),
+            legend=tuple(
+                replace(key, dashes=None) for key in legend_of([curve.arm for curve in curves])
+            ),
         )
 
 

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from tell_core.report.axes import line_style, new_axes
+from tell_core.report.axes import line_style, log_token_axis, new_axes
 from tell_core.report.figures import PANEL, Point
-from tell_core.report.formats import format_short_tokens
 from tell_core.report.palette import Palette, style_of
 
 _NUM_CURVE = 60
@@ -43,8 +42,9 @@ def scaling_curves(
         _draw_points(axes, curve, palette)
         if curve.law is not None:
             _draw_law(axes, curve, curve.law, palette)
-    lows = [point.mean for curve in curves for point in curve.points]
-    _log_axes(axes, min(lows), max(lows))
+    points = [point for curve in curves for point in curve.points]
+    means = [point.mean for point in points]
+    _log_axes(axes, [point.x for point in points], min(means), max(means))
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     return figure
@@ -64,7 +64,7 @@ def finite_k_curve(
     axes.plot(
         xs, predicted, color=palette["ink"], label="finite K, predicted", **line_style((5, 2), 1.4)
     )
-    _log_axes(axes, min(*measured, *predicted), max(*measured, *predicted))
+    _log_axes(axes, xs, min(*measured, *predicted), max(*measured, *predicted))
     axes.set_xlabel("Optimiser step + 1")
     axes.set_ylabel("Nats per token")
     axes.legend(frameon=False, labelcolor=palette["ink"], loc="lower left")
@@ -95,13 +95,11 @@ def _draw_law(
     axes.plot(xs[ys > 0], ys[ys > 0], color=colour, **line_style(dashes, 1.4))
 
 
-def _log_axes(axes: Axes, low: float, high: float) -> None:
+def _log_axes(axes: Axes, xs: Sequence[float], low: float, high: float) -> None:
     """Logarithmic axes with plain numbers: powers as markup would show as text in an SVG."""
-    axes.set_xscale("log")
+    log_token_axis(axes, xs)
     axes.set_yscale("log")
     axes.set_ylim(low / 1.3, high * 1.3)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_short_tokens(value)))
-    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_minor_locator(NullLocator())
