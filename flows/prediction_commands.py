@@ -1,4 +1,4 @@
-"""``tell quanta predictions``: the seven predictions of the quantization hypothesis on a run."""
+"""``tell quanta predictions``: the seven predictions of the quantization hypothesis; scaling."""
 
 import sys
 from pathlib import Path
@@ -16,7 +16,7 @@ def predictions(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:
-    """Test the seven predictions of the quantization hypothesis on a finished run."""
+    """Test the seven predictions of the quantization hypothesis on a finished run; fit scaling."""
     from tell_core.analysis.predictions import QUANTA_DIRECTORY, measure_predictions
     from tell_core.analysis.run_scaling import SCALING_FILE
     from tell_core.report.page import write_report
