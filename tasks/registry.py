@@ -1,7 +1,7 @@
 """The model registry: finding versions, comparing them, moving the alias of the champion.
 
-With `tracking` and `served_model` the only modules that import mlflow. The functions are called by
-the commands and, through tasks of their own, by the flows.
+The functions are called by the commands and, through tasks of their own, by the flows. `tracking`
+says which modules import mlflow.
 """
 
 import json

@@ -16,6 +16,7 @@ from prefect.client.orchestration import get_client
 from prefect.states import Cancelling
 from prefect.testing.utilities import prefect_test_harness
 
+from tasks.cell_runs import child_runs
 from tasks.tracking import read_record
 from tell_core.errors import StoreError
 from tell_core.results import sole_owner
@@ -61,6 +62,14 @@ def status_of(root: Path) -> str:
     return str(mlflow.MlflowClient(record["uri"]).get_run(record["parent"]).info.status)
 
 
+def statuses_of_cells(root: Path) -> set[str]:
+    record = read_record(root)
+    if record is None:
+        return set()
+    found = child_runs(mlflow.MlflowClient(record["uri"]), record)
+    return {str(run.info.status) for run in found}
+
+
 def is_free(root: Path) -> bool:
     with suppress(StoreError), sole_owner(root):
         return True
@@ -97,6 +106,7 @@ def test_a_training_ends_with_its_run_and_the_tracked_run_is_killed(
     wait_until(lambda: trainings(root) or run.poll() is not None, 400)
     assert run.poll() is None, run.communicate()
     lanes = trainings(root)
+    wait_until(lambda: statuses_of_cells(root) == {"RUNNING"}, 60)
 
     run.send_signal(number)
 
@@ -104,6 +114,7 @@ def test_a_training_ends_with_its_run_and_the_tracked_run_is_killed(
     run.communicate(timeout=30)
     assert is_free(root)
     wait_until(lambda: status_of(root) == "KILLED", NOTED_WITHIN_SECONDS)
+    assert statuses_of_cells(root) == {"KILLED"}
 
 
 def test_two_identical_experiments_at_once_do_the_work_once(tmp_path: Path, tiny_world: Path):
