@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 
-.PHONY: setup demo up test lint slow bench bench-run faults test-servers docs audit clean
+.PHONY: setup demo up test lint slow gpu bench bench-run faults test-servers docs audit clean
 
 setup: $(VENV)/.installed
 
@@ -37,6 +37,14 @@ test: setup lint
 
 slow: setup
 	$(BIN)/pytest -m slow
+
+# Tests and benchmarks of a GPU, results in GPU_OUT; installs nothing: docs/performance.md says what it
+# needs. GPU_MODEL=DIR (SmolLM2-135M) and GPU_MIXTURE=BUNDLE/inputs measure more; GPU_DEVICE=cpu tries it.
+GPU_OUT ?= gpu-results
+GPU_DEVICE ?= cuda
+gpu:
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu.py --device $(GPU_DEVICE) --out $(GPU_OUT) \
+	  $(if $(GPU_MODEL),--model $(GPU_MODEL)) $(if $(GPU_MIXTURE),--mixture $(GPU_MIXTURE)) $(GPU_OPTIONS)
 
 # Every fault drill, slow ones included. What was seen: docs/reliability.md.
 faults: setup

@@ -35,7 +35,7 @@ def main() -> None:
     torch.set_num_threads(1)
     training = TrainingSpec(
         method=arguments.method, learning_rate=1e-4, epochs=1, batch_size=1, num_probes=2,
-        keep="last", device="cpu",
+        keep="last", device=arguments.device,
     )  # fmt: skip
     trainer = _trainer(arguments.model, training)
     trainer.train_step()  # so that the optimiser has its moments
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def _trainer(model_path: Path, training: TrainingSpec) -> Trainer:
-    device = resolve_device("cpu")
+    device = resolve_device(training.device)
     is_full = training.method == "full"
     base = load_model(str(model_path), dtype="float32", device=device, is_full=is_full).model
     model = base.requires_grad_(True) if is_full else attach_lora(base, training)
@@ -83,6 +83,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", type=Path, required=True, help="a model directory")
     parser.add_argument("--method", choices=["lora", "full"], default="lora")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--disk", type=Path, help="directory to write in; default: temporary")
     return parser.parse_args()

@@ -4,15 +4,17 @@ All train the same adapters on the same examples, in the same order where they l
 AdamW in float32 on one thread (a GPU with --device cuda). Useful tokens are those of the examples,
 without padding. TRL packs sequences, not examples: --pack-tokens and --packs are chosen so that its
 step holds about as many tokens. Engines run in turn; CPU time is compared, since it does not depend
-on what else the machine does. Peak memory is that of a process with one engine only.
+on what else the machine does, on a GPU wall time. Peak memory is that of a process with one engine
+only; on a GPU of the tensors of its last run. --profile says which operations took it.
 
     tell mix configs/halu_smollm2_cpu.yaml --set data=DIRECTORY --set model=MODEL --out RUN
     python benchmarks/training.py --mixture RUN/stages/mix-... --model MODEL
     python benchmarks/training.py --mixture RUN/stages/mix-... --shape 256x4
     python benchmarks/training.py --random-tokens 2048 --shape llama-8b --dtype bfloat16 \\
-        --device cuda --micro-batch-tokens 8192 --engines tell
+        --device cuda --engines tell --vocabulary 128256 --batch-size 8 --steps 4 --profile
 
 The last one tells how much of a GPU's arithmetic is used, on random tokens: no data is needed.
+The mixture may also be the inputs/ of a bundle, which has no other files behind it.
 Needs ``trl`` for the engines that bear its name; --engines leaves it out.
 """
 
@@ -39,12 +41,18 @@ from tell_core.spec.model import TrainingSpec
 from tell_core.training.attention import attended
 from tell_core.training.batching import lay_out
 from tell_core.training.collation import collate, pack
-from tell_core.training.devices import peak_memory_bytes, resolve_device, resolve_precision
+from tell_core.training.devices import (
+    peak_memory_bytes,
+    reset_peak_memory,
+    resolve_device,
+    resolve_precision,
+)
 from tell_core.training.losses import supervised_nll
-from tell_core.training.models import attach_lora, load_model
+from tell_core.training.models import attach_lora, detach_adapter, load_model
 from tell_core.training.optimisation import create_optimiser, set_learning_rate
 from tell_core.training.trainer import Trainer
 
+_SHOWN_OPERATIONS = 12
 ENGINES = ("tell", "bare_loop", "trl_packing", "trl_padded")
 
 
@@ -64,7 +72,12 @@ def main() -> None:
             print(f"round {pair}: {engine} {took:.2f} s", file=sys.stderr, flush=True)
             if pair:  # the first round warms up
                 seconds[engine].append(took)
-    print(json.dumps(bench.report(seconds) | {"peak_memory_bytes": _peaks(arguments)}, indent=1))
+    report = bench.report(seconds)
+    if bench.device.type == "cpu":
+        report["peak_memory_bytes"] = _peaks(arguments)
+    if arguments.profile:
+        report["share_of_time"] = bench.profile()
+    print(json.dumps(report, indent=1))
 
 
 class Bench:
@@ -75,6 +88,9 @@ class Bench:
         self.device = resolve_device(arguments.device)
         self.base = _model(arguments, self.device)
         self.utilisation: float | None = None
+        self.out_of_memory = 0
+        self._attached: nn.Module | None = None
+        self.peaks: dict[str, int] = {}
         whole = open_mixture(arguments.mixture) if arguments.mixture else _random_mixture(arguments)
         order = whole.order[: arguments.steps * arguments.batch_size]
         rows, inverse = np.unique(order, return_inverse=True)
@@ -99,10 +115,19 @@ class Bench:
             "trl_padded": lambda: self._trl(is_packed=False),
         }
         torch.manual_seed(0)
-        return work[engine]()
+        reset_peak_memory(self.device)
+        took = work[engine]()
+        self.peaks[engine] = peak_memory_bytes(self.device)
+        return took
 
     def _adapted(self) -> nn.Module:
-        return attach_lora(copy.deepcopy(self.base), self.training).train()
+        """The base with fresh adapters: on a GPU itself, for a large one is there only once."""
+        if self.device.type == "cpu":
+            return attach_lora(copy.deepcopy(self.base), self.training).train()
+        if self._attached is not None:
+            detach_adapter(self._attached)
+        self._attached = attach_lora(self.base, self.training).train()
+        return self._attached
 
     def _trainer(self) -> Trainer:
         return Trainer(
@@ -115,6 +140,7 @@ class Bench:
         with tempfile.TemporaryDirectory() as out:
             took = _timed(lambda: trainer.run(Path(out), "benchmark"), self.device)
         self.utilisation = trainer.model_flops_utilisation()
+        self.out_of_memory = trainer.engine.num_out_of_memory
         return took
 
     def _bare_loop(self) -> float:
@@ -169,13 +195,14 @@ class Bench:
             }
         )
         clock = SimpleNamespace(started=0.0, took=0.0)
+        now = time.process_time if self.device.type == "cpu" else time.perf_counter
 
         class Clock(TrainerCallback):  # type: ignore[misc]
             def on_train_begin(self, *_: Any, **__: Any) -> None:
-                clock.started = time.process_time()
+                clock.started = now()
 
             def on_train_end(self, *_: Any, **__: Any) -> None:
-                clock.took = time.process_time() - clock.started
+                clock.took = now() - clock.started
 
         longest = int(lengths.max())
         tokens = self.arguments.pack_tokens or longest
@@ -203,7 +230,8 @@ class Bench:
     def report(self, seconds: dict[str, list[float]]) -> dict[str, Any]:
         """Medians, and the engine's speed as a multiple of the others', pair by pair."""
         ours = seconds["tell"]
-        counts = self._trainer().engine.count_batches()
+        engine = self._trainer().engine
+        counts, limits = engine.count_batches(), engine.limits
         return {
             "versions": {name: _version(name) for name in ("torch", "transformers", "peft", "trl")},
             "model_parameters": sum(weight.numel() for weight in self.base.parameters()),
@@ -212,7 +240,10 @@ class Bench:
             "forward_passes": counts.forward_passes,
             "padding_share": counts.padding_share,
             "model_flops_utilisation": self.utilisation,  # of the last run; see telemetry
-            "cpu_seconds": seconds,
+            "num_out_of_memory": self.out_of_memory,
+            "micro_batch_tokens": limits.max_tokens,
+            "cpu_seconds" if self.device.type == "cpu" else "seconds": seconds,
+            "peak_memory_bytes": self.peaks,
             "useful_tokens_per_second": {
                 engine: self.num_tokens / statistics.median(took)
                 for engine, took in seconds.items()
@@ -225,6 +256,24 @@ class Bench:
                 if engine != "tell"
             },
         }
+
+    def profile(self) -> dict[str, float]:
+        """Shares of one step's time, of the operations that take most of it."""
+        from torch.profiler import ProfilerActivity, profile
+
+        is_cpu = self.device.type == "cpu"
+        trainer = self._trainer()
+        with trainer.engine.attended():
+            if trainer.num_steps > 1:
+                trainer.train_step()
+            activities = [ProfilerActivity.CPU] if is_cpu else [*ProfilerActivity]
+            activities = [one for one in activities if one.name in ("CPU", "CUDA")]
+            with profile(activities=activities) as seen:
+                trainer.train_step()
+        name = "self_cpu_time_total" if is_cpu else "self_device_time_total"
+        times = {event.key: float(getattr(event, name)) for event in seen.key_averages()}
+        most = sorted(times, key=lambda key: -times[key])[:_SHOWN_OPERATIONS]
+        return {key: times[key] / sum(times.values()) for key in most}
 
 
 def _timed(work: Callable[[], None], device: torch.device) -> float:
@@ -314,8 +363,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--batching", default="auto")
     parser.add_argument(
         "--micro-batch-tokens",
-        type=int,
-        default=TrainingSpec.model_fields["micro_batch_tokens"].default,
+        type=lambda given: given if given == "auto" else int(given),
+        default="auto",
     )
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--steps", type=int, default=8)
@@ -323,6 +372,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--packs", type=int, default=4, help="of a step of TRL")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--profile", action="store_true", help="shares of one more step's time")
     parser.add_argument("--alone", choices=ENGINES, help=argparse.SUPPRESS)
     return parser.parse_args()
 

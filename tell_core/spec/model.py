@@ -212,9 +212,9 @@ class TrainingSpec(Section):
     packed one after another without padding and without attention across examples. auto: packed
     where that equals single examples on this model, else length_grouped. Never changes which
     examples a step trains on."""
-    micro_batch_tokens: PositiveInt | None = 4096
-    """Most tokens per forward pass, padding included; None: no limit. Changes memory, not the
-    result."""
+    micro_batch_tokens: PositiveInt | Literal["auto"] | None = "auto"
+    """Most tokens per forward pass, padding included; None: no limit. auto: 4096, or 1024 on a CPU,
+    where more is not faster. Changes memory, not the result."""
     micro_batch_size: PositiveInt | None = None
     """Most examples per forward pass; None: no limit. Changes memory, not the result."""
     gradient_checkpointing: bool = False

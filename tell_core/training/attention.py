@@ -25,6 +25,7 @@ from tell_core.errors import ModelError
 from tell_core.training.batching import Limits
 from tell_core.training.collation import collate, pack
 from tell_core.training.devices import Precision, is_out_of_memory
+from tell_core.training.identity import tokens_per_pass
 from tell_core.training.losses import reference_nll, supervised_nll
 
 if TYPE_CHECKING:
@@ -178,8 +179,9 @@ def choose_limits(
         ModelError: ``batching: packed`` was asked for, and packed examples would not be trained as
             single ones are.
     """
+    is_cpu = device.type == "cpu"
     return _limits(
-        model, training, lambda: packing_refusal(model, examples, rows, device, precision)
+        model, training, is_cpu, lambda: packing_refusal(model, examples, rows, device, precision)
     )
 
 
@@ -193,14 +195,19 @@ def planned_limits(model: PreTrainedModel, training: TrainingSpec) -> Limits:
     Raises:
         ModelError: As of `choose_limits`, for a reason that lies in the model's code.
     """
-    return _limits(model, training, lambda: structural_refusal(model))
+    has_gpu = training.device == "cuda" or torch.cuda.is_available()
+    is_cpu = training.device == "cpu" or not has_gpu
+    return _limits(model, training, is_cpu, lambda: structural_refusal(model))
 
 
 def _limits(
-    model: PreTrainedModel, training: TrainingSpec, find_refusal: Callable[[], str | None]
+    model: PreTrainedModel,
+    training: TrainingSpec,
+    is_cpu: bool,
+    find_refusal: Callable[[], str | None],
 ) -> Limits:
     """The wished layout, or the nearest that this model can be trained in."""
-    sizes = (training.micro_batch_size, training.micro_batch_tokens)
+    sizes = (training.micro_batch_size, tokens_per_pass(training, is_cpu=is_cpu))
     if training.batching == "padded" or training.batching == "length_grouped":
         return Limits(training.batching, *sizes)
     refusal = find_refusal()
