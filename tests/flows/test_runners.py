@@ -1,16 +1,21 @@
 """Cells on clusters: the same results as on this machine."""
 
 import importlib.util
+import os
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from prefect.testing.utilities import prefect_test_harness
 
+from flows import runners
 from flows.experiment import run_experiment
 from flows.runners import check_runner
 from tasks.progress import DONE, listen
 from tell_core.errors import InputError
+from tell_core.lanes import VISIBLE_GPUS
+from tell_core.spec.model import TrainingSpec
 from tell_core.store import read_json
 from tests.fixtures.tiny import write_tiny_spec
 
@@ -97,3 +102,38 @@ def test_a_cluster_gives_the_results_of_this_machine(
             root / "stages" / cell["evaluate"] / "predictions.jsonl" for root in (tmp_path, local)
         ]
         assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+@pytest.mark.slow
+def test_every_worker_of_a_local_dask_cluster_sees_a_gpu_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    pytest.importorskip("prefect_dask")
+    from distributed import Client, LocalCluster
+
+    monkeypatch.setattr(runners, "gpus_of_lanes", lambda _: ["GPU-7f", "5"])
+    runner = runners._dask(2, None, TrainingSpec()).__enter__()
+
+    with LocalCluster(**runner.cluster_kwargs) as cluster, Client(cluster) as client:
+        client.wait_for_workers(2, timeout=120)
+        seen = client.run(os.getenv, VISIBLE_GPUS)
+
+    assert sorted(seen.values()) == ["5", "GPU-7f"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus", "expected"),
+    [
+        ({"device": "auto"}, ["0", "1"], 1),
+        ({"device": "auto", "num_ranks": 2}, ["0,1"], 2),
+        ({"device": "auto"}, [], 0),
+        ({"device": "cuda", "num_ranks": 2}, [], 2),  # the cluster has them, this machine has none
+        ({"device": "cpu"}, [], 0),
+    ],
+)
+def test_a_ray_task_asks_for_a_gpu_for_each_rank(
+    settings: dict[str, Any], gpus: list[str], expected: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(runners, "gpus_of_lanes", lambda _: gpus)
+
+    assert runners._gpus_per_training(TrainingSpec(**settings)) == expected
