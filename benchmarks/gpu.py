@@ -168,14 +168,14 @@ def _markdown(results: dict[str, Any]) -> str:
     for name, step in results["steps"].items():
         lines += ["", f"### {name}: {step['outcome']}", ""]
         if "reason" in step:
-            lines += [f"{step['reason']}.", ""]
+            lines += [f"{step['reason']}."]
         if "command" in step:
-            lines += ["```sh", step["command"], "```", ""]
+            lines += ["```sh", step["command"], "```"]
         if "found" in step:
-            lines += ["| | |", "|---|---|"]
+            lines += ["", "| | |", "|---|---|"]
             lines += [f"| {key} | {_cell(value)} |" for key, value in step["found"].items()]
         if "end" in step:
-            lines += ["```text", *step["end"], "```"]
+            lines += ["", "```text", *step["end"], "```"]
     return "\n".join(lines) + "\n"
 
 
