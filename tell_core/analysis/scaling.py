@@ -222,7 +222,6 @@ def _logistic(x: FloatArray, parameters: FloatArray) -> FloatArray:
 
 def _compared(x: FloatArray, y: FloatArray) -> tuple[dict[str, float], float]:
     """AICc of every curve, and of a parabola in log x that turns round inside the range."""
-    x = x / np.exp(np.log(x).mean())  # so that nothing depends on the unit of x
     log_x, ends = np.log(x), (np.log(x[1]), np.log(x[-2]))
     exponents = np.linspace(np.log(MIN_EXPONENT), np.log(MAX_EXPONENT), 96)
     times = np.linspace(log_x[0] - 2, log_x[-1] + 2, 96)

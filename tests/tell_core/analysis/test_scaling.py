@@ -102,6 +102,7 @@ def test_curves_that_are_no_power_law_are_not_called_one(noise: float, seed: int
         (np.full(12, 2.0), "does not fall"),
         (2 + 0.1 * np.log(X), "does not fall"),
         (1 + 0.3 * (np.log(X) - 3) ** 2, "turns round"),
+        (1 + 0.3 * (np.log(X) - 4) ** 2, "turns round"),
     ],
 )
 def test_what_does_not_fall_has_no_exponent(curve: np.ndarray, words: str) -> None:
