@@ -8,6 +8,7 @@ from tell_core.pipeline import (
     compare_candidates,
     curate_stage,
     evaluate_fingerprint,
+    expected_outcome,
     mix_stage,
     run_cell,
     settled,
@@ -132,6 +133,18 @@ def test_two_runs_give_the_same_scores_and_weights(spec, curated, tmp_path: Path
 def _holds_task_data(cell: Cell) -> bool:
     arm = parse_arm(cell.arm)
     return arm.uses_task or arm.has_shots
+
+
+@pytest.mark.parametrize("cell", [TELL, Cell("base", None, None, 0)])
+def test_what_a_cell_will_leave_behind_is_known_before_it_is_there(spec, curated, cell: Cell):
+    mixed = mix_stage(settled(spec, SETTINGS), cell, curated)
+
+    expected = expected_outcome(spec, cell, mixed, SETTINGS)
+
+    left = run_cell(spec, cell, curated, SETTINGS)
+    assert (expected.cell, expected.settings) == (left.cell, left.settings)
+    assert expected.evaluated.path == left.evaluated.path
+    assert (expected.trained and expected.trained.path) == (left.trained and left.trained.path)
 
 
 def test_every_planned_cell_can_be_mixed_for_every_arm(spec, curated):
