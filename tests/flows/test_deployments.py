@@ -4,7 +4,9 @@ import json
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psutil
@@ -94,10 +96,12 @@ def finished(servers: Platform, form: dict) -> dict:
         ({"seeds": ["many"]}, "integer"),
         ({"task_tokens": [0]}, "minimum"),
         ({"adaptive": "perhaps"}, "boolean"),
+        ({"arms": ["tel"]}, "tel"),
+        ({"settings": ["no value"]}, "no value"),
     ],
 )
 def test_the_form_refuses_what_the_specification_would(servers, form, wrong: dict, said: str):
-    answer = servers.request("experiment", **form, **wrong)
+    answer = servers.request("experiment", **(form | wrong))
 
     assert answer.status_code == 409
     assert said in answer.text
@@ -184,6 +188,69 @@ def test_a_cron_fires_and_its_run_finds_nothing_to_do(
 
 
 @pytest.mark.slow
+def test_of_several_late_runs_of_a_schedule_one_works(
+    servers: Platform, world: Path, tmp_path: Path
+):
+    spec = write_tiny_spec(tmp_path / "late.yaml", world, **SMALL, name="late")
+    form = {"spec_file": str(spec), "settings": [], "out": str(tmp_path / "late")}
+    number = servers.deployment("nightly-curation")["id"]
+    due = datetime.now(UTC) - timedelta(hours=4)
+
+    asked = [
+        servers.post(
+            f"deployments/{number}/create_flow_run",
+            {
+                "parameters": form,
+                "state": {
+                    "type": "SCHEDULED",
+                    "state_details": {"scheduled_time": (due + timedelta(hours=n)).isoformat()},
+                },
+            },
+        ).json()["id"]
+        for n in range(4)
+    ]
+    ended = Counter(servers.wait(run, FINAL)["state_name"] for run in asked)
+
+    assert ended["Completed"] == 1
+    assert set(ended) <= {"Completed", DONE, "Cancelled"}
+
+
+def failure_of(servers: Platform, number: str) -> str:
+    """What a failed run left on its page, and as an event."""
+    wanted = {"filter": {"event": {"name": ["tell.flow.failed"]}}}
+    deadline = time.monotonic() + 60
+    while True:
+        events = servers.post("events/filter", wanted).json()["events"]
+        told = [e for e in events if number in e["related"][0]["prefect.resource.id"]]
+        shown = [a for a in servers.artifacts(number) if a["key"] == "failure"]
+        if told and shown:
+            return str(json.loads(shown[0]["data"])[0]["message"])
+        assert time.monotonic() < deadline, f"{len(told)} events, {len(shown)} artifacts"
+        time.sleep(0.5)
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_says_why_on_its_page_and_is_not_tried_again(
+    servers: Platform, tmp_path: Path
+):
+    failed = servers.run("nightly-curation", spec_file=str(tmp_path / "none.yaml"), settings=[])
+
+    assert failed["state_type"] == "FAILED"
+    assert failed["run_count"] == 1
+    assert "none.yaml" in failure_of(servers, failed["id"])
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_says_so_on_its_page(servers: Platform, world: Path, tmp_path: Path):
+    asked, lanes, _ = begin_endless(servers, world, tmp_path)
+
+    psutil.Process(lanes[0].ppid()).kill()
+
+    assert servers.wait(asked, FINAL, 180)["state_type"] == "CRASHED"
+    assert "exited with status code" in failure_of(servers, asked)
+
+
+@pytest.mark.slow
 def test_the_weekly_sweep_runs_what_is_missing_and_nothing_twice(servers: Platform, world: Path):
     # A sweep writes to runs/<name> of the project, so the name is one that nobody else has.
     name = f"sweep-drill-{os.getpid()}"
@@ -249,15 +316,15 @@ def test_a_champion_that_falls_on_fresh_data_raises_an_event(
     assert events[0]["payload"]["is_worse"]
 
 
-@pytest.mark.slow
-def test_cancelling_a_run_by_the_page_stops_its_training(
-    servers: Platform, world: Path, tmp_path: Path
-):
+def begin_endless(
+    servers: Platform, world: Path, place: Path
+) -> tuple[str, list[psutil.Process], Path]:
+    """A run whose training goes on for hours: its number, its lanes, its directory."""
     changes = SMALL | {"name": "endless", "training": {"learning_rate": 0.003, "epochs": 100_000}}
-    spec = write_tiny_spec(tmp_path / "endless.yaml", world, **changes)
-    out = tmp_path / "endless"
+    spec = write_tiny_spec(place / "endless.yaml", world, **changes)
+    out = place / "endless"
     asked = servers.request("experiment", spec_file=str(spec), settings=[], out=str(out)).json()
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 400
     while not list(out.glob("stages/train-*.partial/log.jsonl")):
         assert time.monotonic() < deadline, "no training has begun"
         time.sleep(0.5)
@@ -265,12 +332,20 @@ def test_cancelling_a_run_by_the_page_stops_its_training(
         child for child in psutil.Process(worker_of(servers)).children(recursive=True)
         if "spawn_main" in " ".join(child.cmdline())
     ]  # fmt: skip
+    return str(asked["id"]), lanes, out
+
+
+@pytest.mark.slow
+def test_cancelling_a_run_by_the_page_stops_its_training(
+    servers: Platform, world: Path, tmp_path: Path
+):
+    asked, lanes, out = begin_endless(servers, world, tmp_path)
 
     servers.post(
-        f"flow_runs/{asked['id']}/set_state",
+        f"flow_runs/{asked}/set_state",
         {"state": {"type": "CANCELLING", "name": "Cancelling"}, "force": False},
     )
-    cancelled = servers.wait(asked["id"], FINAL, 90)
+    cancelled = servers.wait(asked, FINAL, 90)
     gone, alive = psutil.wait_procs(lanes, timeout=20)
 
     assert cancelled["state_type"] == "CANCELLED"

@@ -18,6 +18,7 @@ import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 
 from tell_core.store import write_json
+from tests.servers.compose import DIRECTORY
 
 HERE = Path(__file__).parent
 S3_KEY, S3_SECRET = "tell", "not-a-real-key"
@@ -82,8 +83,8 @@ def _postgres_tool(name: str) -> str | None:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[int]:
-    """A PostgreSQL server with databases ``prefect`` and ``mlflow``; yields its port."""
-    tools = {name: _postgres_tool(name) for name in ("initdb", "postgres", "createdb")}
+    """A PostgreSQL server with the databases that compose.yaml creates; yields its port."""
+    tools = {name: _postgres_tool(name) for name in ("initdb", "postgres", "pg_isready", "psql")}
     if missing := [name for name, path in tools.items() if path is None]:
         _do_without(f"PostgreSQL's {', '.join(missing)} not found: apt-get install postgresql")
     port = free_port()
@@ -106,14 +107,13 @@ def postgres() -> Iterator[int]:
     )  # fmt: skip
     reach = ["--host", "127.0.0.1", "--port", str(port), "--username", "tell"]
 
-    def has_database(name: str) -> bool:
-        made = subprocess.run(
-            [str(tools["createdb"]), *reach, name], capture_output=True, text=True, check=False
-        )
-        return made.returncode == 0 or "already exists" in made.stderr
+    def is_ready() -> bool:
+        asked = subprocess.run([str(tools["pg_isready"]), *reach], capture_output=True, check=False)
+        return asked.returncode == 0
 
-    for name in ("prefect", "mlflow"):
-        wait_until(lambda name=name: has_database(name), process)
+    wait_until(is_ready, process)
+    create = ["--dbname", "postgres", "--file", str(DIRECTORY / "create-databases.sql")]
+    subprocess.run([str(tools["psql"]), *reach, *create], check=True, capture_output=True)
     yield port
     end(process)
     shutil.rmtree(home)

@@ -1,7 +1,6 @@
 """The compose file is what the README says: parsed, without passwords, on loopback only."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ from mlflow import environment_variables as variables
 from prefect.settings import Settings
 from prefect.settings.legacy import _get_settings_fields
 
-DIRECTORY = Path(__file__).resolve().parents[2] / "deploy" / "servers"
+from tests.servers.compose import DIRECTORY
 
 
 @pytest.fixture(scope="module")

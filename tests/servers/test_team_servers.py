@@ -6,10 +6,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from botocore.exceptions import ClientError
 
 from tests.fixtures.tiny import write_tiny_spec
+from tests.servers.compose import service
 from tests.servers.conftest import (
     S3_KEY,
     S3_SECRET,
@@ -22,27 +24,28 @@ from tests.servers.conftest import (
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-_S3 = {
-    "AWS_ACCESS_KEY_ID": S3_KEY,
-    "AWS_SECRET_ACCESS_KEY": S3_SECRET,
-    "AWS_DEFAULT_REGION": "us-east-1",
+_AUTH = "name:password"
+# What the file .env beside compose.yaml says.
+_VARIABLES = {
+    "POSTGRES_PASSWORD": "not-asked-for-here",
+    "S3_KEY_ID": S3_KEY,
+    "S3_SECRET_KEY": S3_SECRET,
+    "PREFECT_AUTH": _AUTH,
 }
 
 
 @pytest.fixture(scope="module")
 def prefect_address(postgres: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Prefect server on PostgreSQL."""
+    """The Prefect server of compose.yaml, on PostgreSQL, which asks for a password."""
     port = free_port()
-    database = f"postgresql+asyncpg://tell@127.0.0.1:{postgres}/prefect"
-    environment = os.environ | {
+    command, environment = service(
+        "prefect", _VARIABLES, {"postgres:5432": f"127.0.0.1:{postgres}", "0.0.0.0": "127.0.0.1"}
+    )
+    own = {
         "PREFECT_HOME": str(tmp_path_factory.mktemp("prefect")),
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": database,
-        "PREFECT_SERVER_API_HOST": "127.0.0.1",
         "PREFECT_SERVER_API_PORT": str(port),
     }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "prefect", "server", "start"], env=environment
-    )
+    process = subprocess.Popen(command, env=os.environ | environment | own)
     wait_until(lambda: answers(f"http://127.0.0.1:{port}/api/health"), process)
     yield f"http://127.0.0.1:{port}/api"
     end(process)
@@ -50,19 +53,15 @@ def prefect_address(postgres: int, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def mlflow_address(postgres: int, object_store: str) -> Iterator[str]:
-    """An MLflow server on PostgreSQL that keeps artifacts in the object store."""
+    """The MLflow server of compose.yaml, on PostgreSQL, its artifacts in the object store."""
     port = free_port()
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"),
-            *("--port", str(port), "--artifacts-destination", "s3://tell/artifacts"),
-            *("--backend-store-uri", f"postgresql://tell@127.0.0.1:{postgres}/mlflow"),
-        ],
-        env=os.environ | _S3 | {
-            "MLFLOW_S3_ENDPOINT_URL": object_store,
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        },
-    )  # fmt: skip
+    addresses = {
+        "postgres:5432": f"127.0.0.1:{postgres}",
+        "http://objects:9000": object_store,
+        "0.0.0.0 --port 5000": f"127.0.0.1 --port {port}",
+    }
+    command, environment = service("mlflow", _VARIABLES, addresses)
+    process = subprocess.Popen(command, env=os.environ | environment)
     wait_until(lambda: answers(f"http://127.0.0.1:{port}/health"), process)
     yield f"http://127.0.0.1:{port}"
     end(process)
@@ -75,7 +74,11 @@ def test_a_run_is_orchestrated_recorded_and_its_model_comes_back(
         tmp_path / "tiny.yaml", tiny_world, arms=["base", "sft", "tell"], seeds=[0],
         budgets={"task_tokens": [200]}, training={"learning_rate": 0.001},
     )  # fmt: skip
-    own = {"PREFECT_API_URL": prefect_address, "MLFLOW_TRACKING_URI": mlflow_address}
+    own = {
+        "PREFECT_API_URL": prefect_address,
+        "PREFECT_API_AUTH_STRING": _AUTH,
+        "MLFLOW_TRACKING_URI": mlflow_address,
+    }
     command = [sys.executable, "-m", "flows.cli", "run", str(spec), "--out", str(tmp_path / "run")]
 
     done = subprocess.run(
@@ -86,6 +89,25 @@ def test_a_run_is_orchestrated_recorded_and_its_model_comes_back(
     assert _answer_of("models:/tiny-veil@challenger", mlflow_address) == 1
     assert _objects(object_store, "artifacts/")
     assert _states(prefect_address) == {"COMPLETED"}
+
+
+def test_prefect_asks_for_the_password_everywhere_but_for_its_health(prefect_address: str):
+    wanted = ("flows/filter", "deployments/filter", "variables/filter")
+
+    codes = {httpx.post(f"{prefect_address}/{path}", json={}).status_code for path in wanted}
+
+    assert codes == {401}
+    right = httpx.BasicAuth(*_AUTH.split(":"))
+    assert httpx.post(f"{prefect_address}/flows/filter", json={}, auth=right).is_success
+
+
+def test_mlflow_refuses_a_page_of_another_address(mlflow_address: str):
+    path = f"{mlflow_address}/api/2.0/mlflow/experiments/create"
+    foreign = {"Origin": "https://elsewhere.example.org"}
+
+    answer = httpx.post(path, json={"name": "from elsewhere"}, headers=foreign)
+
+    assert answer.status_code == 403
 
 
 def test_the_object_store_refuses_whoever_has_another_key(object_store: str):
@@ -111,5 +133,5 @@ def _states(prefect_address: str) -> set[str]:
     """States of the flow runs that the server keeps."""
     from prefect.client.orchestration import SyncPrefectClient
 
-    with SyncPrefectClient(prefect_address) as client:
+    with SyncPrefectClient(prefect_address, auth_string=_AUTH) as client:
         return {str(run.state_type.value) for run in client.read_flow_runs() if run.state_type}
