@@ -45,4 +45,7 @@ def _scores(run: RunCells, arms: list[str]) -> list[dict[str, Any]]:
     for metric in (run.spec.analysis.primary_metric, GENERAL_METRIC):
         points = ((metric, run.point(metric, arm)) for arm in ("tell", *arms, "base"))
         found += [(name, point) for name, point in points if point is not None]
-    return [{"metric": metric, **curve_row(point, run.resampling)} for metric, point in found]
+    return [
+        {"metric": metric, **curve_row(point, run.resampling, run.metrics[metric].limits)}
+        for metric, point in found
+    ]

@@ -5,7 +5,7 @@ task budget, at which leverage learning promises most, and the largest general b
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tell_core.analysis.cells import AnalysedCell, ItemStatistics
 from tell_core.analysis.curves import CurvePoint
@@ -29,14 +29,14 @@ class RunCells:
         cells: Its cells.
         scores: Points of each metric, by metric.
         resampling: How intervals are drawn.
-        lower_is_better: Metrics of which smaller scores are better ones.
+        metrics: The metrics, by name.
     """
 
     spec: ExperimentSpec
     cells: tuple[AnalysedCell, ...]
     scores: Mapping[str, Sequence[CurvePoint]]
     resampling: Resampling
-    lower_is_better: frozenset[str] = frozenset()
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
 
     @classmethod
     def read(
@@ -55,8 +55,8 @@ class RunCells:
         points = {
             metric.name: statistics.points(metric, resampling) for metric in statistics.metrics
         }
-        lower = frozenset(metric.name for metric in metrics if not metric.higher_is_better)
-        return cls(spec, tuple(cells), points, resampling, lower)
+        by_name = {metric.name: metric for metric in statistics.metrics}
+        return cls(spec, tuple(cells), points, resampling, by_name)
 
     @property
     def task_budget(self) -> int | None:
@@ -106,8 +106,9 @@ class RunCells:
             return None
         rows = [point.select(seeds).rows(self.resampling) for point in (one, other)]
         part = component_of(name, rows[0] - rows[1], self.resampling.confidence)
-        is_better = part.estimate < 0 if metric in self.lower_is_better else part.is_as_predicted
-        return part._replace(is_as_predicted=is_better)
+        if self.metrics[metric].higher_is_better:
+            return part
+        return part._replace(is_as_predicted=part.estimate < 0)
 
 
 def component_of(name: str, rows: FloatArray, confidence: float) -> Component:

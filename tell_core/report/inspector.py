@@ -10,6 +10,7 @@ from markupsafe import Markup
 from tell_core.errors import InputError
 from tell_core.report.page import page_script, page_templates
 from tell_core.report.palette import css_variables, style_of
+from tell_core.report.quantum_times import times_over_seeds
 from tell_core.report.svg import SYSTEM_FONTS
 from tell_core.store import is_intact, read_json, write_text
 
@@ -19,6 +20,9 @@ MAX_CLUSTERS = 200
 
 def write_inspector(root: Path, name: str) -> Path:
     """Draw ``quanta/<name>.html`` from the quanta that were found last under that name.
+
+    Its timeline has every cluster where it is learned, with an interval over the seeds of the
+    cell's arm where the run has loss traces.
 
     The page holds everything it shows and needs no network. Texts of the data become text, never
     markup, and no script but the page's own can run.
@@ -36,7 +40,11 @@ def write_inspector(root: Path, name: str) -> Path:
         raise InputError(
             f"{root} holds no whole quanta of {name!r}: run `tell quanta {root}` first"
         )
-    page = _page(read_json(stage / "summary.json"), read_json(stage / "clusters.json"))
+    clusters = read_json(stage / "clusters.json")
+    times = times_over_seeds(root, name, stage / "tokens.parquet")
+    for cluster in clusters:
+        cluster["over_seeds"] = times.get(cluster["label"])
+    page = _page(read_json(stage / "summary.json"), clusters)
     out = link.with_suffix(".html")
     write_text(out, page)
     return out

@@ -41,7 +41,7 @@ def mechanism(run: RunFiles) -> Section:
 def _verdicts(rows: Sequence[Json]) -> Table:
     return Table(
         caption="Predictions and verdicts; estimate and interval are those of the leading measure",
-        columns=("", "Prediction", "Verdict", "Estimate", "Interval", "p (Holm)", "Measured"),
+        columns=("", "Prediction", "Verdict", "Estimate", "Interval", "p (Holm)"),
         rows=tuple(
             (
                 Entry(row["prediction"]),
@@ -50,7 +50,6 @@ def _verdicts(rows: Sequence[Json]) -> Table:
                 number_entry(row["estimate"]),
                 Entry(_interval(row)),
                 Entry(format_p_value(row["p_holm"]), value=as_number(row["p_holm"])),
-                Entry(row["measure"] or "not measured"),
             )
             for row in rows
         ),
@@ -92,16 +91,17 @@ def _in_words(row: Json) -> str:
 def _parts(row: Json) -> Table:
     return Table(
         caption=f"{row['prediction']}: what the verdict rests on; p of each part by itself",
-        columns=("Measurement", "Estimate", "Interval", "p", "As predicted"),
+        columns=("Part", "Measurement", "Estimate", "Interval", "p", "As predicted"),
         rows=tuple(
             (
+                Entry(str(number)),
                 Entry(part["name"]),
                 number_entry(part["estimate"]),
                 Entry(_interval(part)),
                 Entry(format_p_value(part["p_value"]), value=as_number(part["p_value"])),
                 Entry("yes" if part["is_as_predicted"] else "no"),
             )
-            for part in row["components"]
+            for number, part in enumerate(row["components"], start=1)
         ),
         numeric=frozenset({"Estimate", "Interval", "p"}),
     )
@@ -110,6 +110,6 @@ def _parts(row: Json) -> Table:
 def _interval(part: Json) -> str:
     low, high = as_number(part.get("low")), as_number(part.get("high"))
     if low is None and high is None:
-        return "–"
+        return "–" if part["estimate"] is None else "unbounded"
     ends = ("−∞" if low is None else format_score(low), "∞" if high is None else format_score(high))
     return f"[{ends[0]}, {ends[1]}]"

@@ -1,8 +1,11 @@
 """The inspector of candidate quanta in a real browser: the map, the details, small screens."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tell_core.report.inspector import write_inspector
@@ -43,24 +46,86 @@ def inspector(tmp_path: Path) -> Path:
     return write_page(tmp_path, [cluster(label, step) for label, step in enumerate(LEARNED_AT)])
 
 
-def write_page(tmp_path: Path, clusters: list[dict[str, Any]]) -> Path:
+def write_page(
+    tmp_path: Path,
+    clusters: list[dict[str, Any]],
+    learned_by_seed: dict[int, tuple[int | None, ...]] | None = None,
+) -> Path:
+    """The page; with traces of some clusters, of the step at which each seed learns them."""
     with write_stage(tmp_path, "quanta", "0" * 16) as out:
         write_json(out / "summary.json", SUMMARY)
         write_json(out / "clusters.json", clusters)
+        if learned_by_seed:
+            write_traces(tmp_path, out / "tokens.parquet", learned_by_seed)
     (tmp_path / "quanta").mkdir()
     write_json(tmp_path / "quanta" / "tell-s0.json", {"stage": f"quanta-{'0' * 16}"})
     return write_inspector(tmp_path, "tell-s0")
 
 
-def test_the_timeline_has_a_group_for_every_step_at_which_something_is_learned(
+def write_traces(
+    root: Path, tokens: Path, learned_by_seed: dict[int, tuple[int | None, ...]]
+) -> None:
+    """A run of arm `tell` with a seed for each step given, and one of another arm."""
+    budgets = {"task_budget_tokens": 9, "general_budget_tokens": 9}
+    num_seeds = len(next(iter(learned_by_seed.values())))
+    cells = {f"tell-s{seed}": {"arm": "tell", **budgets} for seed in range(num_seeds)}
+    write_json(root / "manifest.json", {"cells": {**cells, "sft-s0": {"arm": "sft", **budgets}}})
+    labels = list(learned_by_seed)
+    pq.write_table(
+        pa.table({
+            "item_id": [f"dev-{label}" for label in labels], "position": [0] * len(labels),
+            "cluster": labels,
+        }),
+        tokens,
+    )  # fmt: skip
+    rows = [
+        {"cell": f"tell-s{seed}", "seed": seed, "item_id": f"dev-{label}", "position": 0,
+         "step": step, "loss": 0.1 if at is not None and step >= at else 4.0}
+        for label, learned in learned_by_seed.items()
+        for seed, at in enumerate(learned)
+        for step in (0, 3, 40)
+    ]  # fmt: skip
+    rows.append({**rows[0], "cell": "sft-s0"})
+    pq.write_table(pa.Table.from_pylist(rows), root / "traces.parquet")
+
+
+def test_the_timeline_has_a_line_for_every_quantum_where_it_is_learned(
     browser: Browser, inspector: Path
 ) -> None:
     browser.open(inspector)
 
     assert browser.texts("#map-title") == ["The Q sequence"]
-    assert browser.texts("#drawing text") == ["step 3", "step 40", "not learned"]
-    assert len(browser.texts(".dot")) == len(LEARNED_AT)
+    assert browser.texts("#drawing text")[-1] == "not learned"
+    left, top = places(browser)
+    assert left[0] == left[1] < left[2] < left[3]
+    assert top == sorted(set(top))
+    assert len(browser.texts(".hollow")) == 1
     assert browser.console_errors() == []
+
+
+def places(browser: Browser) -> tuple[list[float], list[float]]:
+    """Centres of the circles, by cluster: across and down."""
+    script = """return [...document.querySelectorAll('.dot')]
+        .sort((a, b) => a.dataset.place - b.dataset.place)
+        .map(dot => [Number(dot.getAttribute('cx')), Number(dot.getAttribute('cy'))])"""
+    found = browser.run(script)
+    return [x for x, _ in found], [y for _, y in found]
+
+
+def test_the_timeline_is_over_the_seeds_of_the_arm_where_losses_were_traced(
+    browser: Browser, tmp_path: Path
+) -> None:
+    clusters = [cluster(label, step) for label, step in enumerate(LEARNED_AT)]
+    page = write_page(tmp_path, clusters, learned_by_seed={0: (40, 40, 40), 2: (3, 3, None)})
+
+    browser.open(page)
+
+    left, top = places(browser)
+    assert top[1] < top[2] < top[0]
+    assert left[0] > left[2]
+    assert len(browser.texts(".whisker")) == 2
+    browser.find('.dot[data-place="2"]').click()
+    assert any("2 of 3 seeds" in words for words in browser.texts("#detail .note"))
 
 
 def test_a_click_opens_tokens_curves_of_both_arms_and_what_pushes(
@@ -93,18 +158,17 @@ def test_keys_open_a_quantum_and_buttons_go_on(browser: Browser, inspector: Path
 
 
 @pytest.mark.parametrize("width", [390, 320])
-def test_a_phone_gets_legible_groups_below_one_another(
-    browser: Browser, inspector: Path, width: int
-) -> None:
+def test_a_phone_gets_a_legible_timeline(browser: Browser, inspector: Path, width: int) -> None:
     browser.resize(width, 800, is_phone=True)
     browser.open(inspector)
 
     assert browser.run("return document.documentElement.scrollWidth") <= width
-    tops = browser.run(
+    words = browser.run(
         "return [...document.querySelectorAll('#drawing text')].map(t => t.getBoundingClientRect())"
     )
-    assert all(box["height"] > 10 for box in tops)
-    assert [box["y"] for box in tops] == sorted({box["y"] for box in tops})
+    assert all(box["height"] > 10 for box in words)
+    ends = [(box["left"], box["right"]) for box in words]
+    assert all(before[1] <= after[0] for before, after in pairwise(ends))
 
     browser.run("document.documentElement.style.scrollBehavior = 'auto'")
     dot = browser.find('.dot[data-place="3"]')

@@ -15,67 +15,72 @@
   // ---- the map: when each quantum is learned, or by size where that is not known --------------
 
   const main = arms[0]?.name;
-  const learnedStep = (cluster) => cluster.curves[main]?.learned_step ?? null;
-  const isTimeline = clusters.some((cluster) => learnedStep(cluster) !== null);
   const isOfTokens = clusters.some((cluster) => cluster.curves[main]?.of === "tokens");
+
+  // When a quantum is learned: over the seeds where they were traced, else in this training alone.
+  function timeOf(cluster) {
+    const seeds = cluster.over_seeds ?? null;
+    if (seeds) return { ...seeds, isLearned: seeds.num_learned === seeds.num_seeds, isNever: seeds.num_learned === 0 };
+    const step = cluster.curves[main]?.learned_step ?? null;
+    return { step, low: null, high: null, isLearned: step !== null, isNever: step === null };
+  }
+  const times = clusters.map(timeOf);
+  const isTimeline = times.some((time) => !time.isNever);
+  const hasSeeds = times.some((time) => (time.num_seeds ?? 1) > 1);
   const order = clusters.map((_, place) => place);
   if (isTimeline) {
-    const key = (place) => learnedStep(clusters[place]) ?? Infinity;
+    const key = (place) => (times[place].isNever ? Infinity : times[place].step);
     order.sort((a, b) => key(a) - key(b) || clusters[b].size - clusters[a].size);
   }
 
-  const NARROW = 640; // below this width, in CSS pixels, points in time stand below one another
+  const NARROW = 640; // below this width, in CSS pixels, the details lie below the map's screen
   const GAP = 4;
   const largest = Math.max(...clusters.map((cluster) => cluster.size));
-  const radius = (place) => 4 + 16 * Math.sqrt(clusters[place].size / largest);
+  const radius = (place) => (isTimeline ? 3 + 6 * Math.sqrt(clusters[place].size / largest) : 4 + 16 * Math.sqrt(clusters[place].size / largest));
 
-  // Groups of the map with their words: a point in time each, or everything in one.
-  function groups() {
-    if (!isTimeline) return [["", order]];
-    const steps = order.map((place) => learnedStep(clusters[place])).filter((step) => step !== null);
-    const slots = [...new Set(steps), null];
-    return slots.map((step) => [
-      step === null ? "not learned" : `step ${step}`,
-      order.filter((place) => learnedStep(clusters[place]) === step),
-    ]);
-  }
-
-  // Circles in lines of at most `room`, from (left, top) on, and where the last line ends.
-  function flowed(places, left, top, room) {
+  // Circles in lines, the largest first, where nothing is known of time.
+  function flowed(width) {
     const dots = [];
-    let x = left, y = top, high = 0;
-    for (const place of places) {
+    let x = 2, y = 4, high = 0;
+    for (const place of order) {
       const r = radius(place);
-      if (x > left && x + 2 * r > left + room) { x = left; y += high + GAP; high = 0; }
+      if (x > 2 && x + 2 * r > width) { x = 2; y += high + GAP; high = 0; }
       dots.push({ place, x: x + r, y: y + r, radius: r });
       x += 2 * r + GAP;
       high = Math.max(high, 2 * r);
     }
-    return { dots, bottom: y + high };
+    return { marks: [], dots, height: y + high + GAP };
   }
 
-  function side(width) {
-    const found = groups(), room = width / found.length;
-    const laid = found.map(([, places], column) => flowed(places, column * room + 10, 10, room - 16));
-    const bottom = Math.max(...laid.map((group) => group.bottom)) + 10;
-    const marks = found.flatMap(([words], column) => words && [
-      drawn("line", { x1: column * room + 2, x2: column * room + 2, y1: 2, y2: bottom, stroke: "var(--grid)" }),
-      drawn("text", { x: column * room + 6, y: bottom + 14 }, words),
-    ]);
-    return { marks, dots: laid.flatMap((group) => group.dots), height: bottom + 20 };
-  }
-
-  function stacked(width) {
-    const marks = [], dots = [];
-    let top = 0;
-    for (const [words, places] of groups()) {
-      if (words) marks.push(drawn("text", { x: 2, y: top + 16 }, words));
-      const group = flowed(places, 2, top + (words ? 24 : 4), width - 4);
-      dots.push(...group.dots);
-      top = group.bottom + 10;
-      marks.push(drawn("line", { x1: 0, x2: width, y1: top, y2: top, stroke: "var(--grid)" }));
+  // The Q sequence: a line for each quantum, the first learned at the top; across it the step.
+  function sequence(width) {
+    const never = 76, top = 22, left = 10;
+    const last = Math.max(...arms.flatMap((arm) => clusters.flatMap((cluster) => cluster.curves[arm.name]?.steps ?? [])), ...times.map((time) => time.high ?? time.step ?? 0));
+    const x = (step) => left + (width - never - left) * Math.log1p(step) / Math.log1p(last);
+    const whiskers = [], dots = [];
+    let y = top + 8;
+    for (const place of order) {
+      const time = times[place], r = radius(place);
+      y += r + 1;
+      if (time.low !== null && !time.isNever) {
+        const end = time.high === null ? width - never : x(time.high);
+        whiskers.push(drawn("line", { x1: x(time.low), x2: end, y1: y, y2: y, stroke: `var(--${colour(clusters[place])})`, "stroke-opacity": 0.5, class: "whisker" }));
+      }
+      dots.push({ place, x: time.isNever ? width - never / 2 : x(time.step), y, radius: r, isHollow: !time.isLearned });
+      y += r + 1;
     }
-    return { marks, dots, height: top + 2 };
+    const ticks = [];
+    let free = -Infinity;
+    for (const step of [0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000, 30000, 100000].filter((step) => step <= last)) {
+      const words = `step ${step}`, half = 3.4 * words.length;
+      ticks.push(drawn("line", { x1: x(step), x2: x(step), y1: top, y2: y + 6, stroke: "var(--grid)" }));
+      if (x(step) - half < free || x(step) + half > width - never) continue;
+      ticks.push(drawn("text", { x: Math.max(x(step), half), y: 14, "text-anchor": "middle" }, words));
+      free = Math.max(x(step), half) + half + 8;
+    }
+    ticks.push(drawn("line", { x1: width - never + 4, x2: width - never + 4, y1: 2, y2: y + 6, stroke: "var(--muted)" }));
+    ticks.push(drawn("text", { x: width - never / 2 + 2, y: 14, "text-anchor": "middle" }, "not learned"));
+    return { marks: [...ticks, ...whiskers], dots, height: y + 10 };
   }
 
   // On a phone the map fills the screen, and what was asked for lies below it.
@@ -87,7 +92,7 @@
   function circle(dot) {
     const cluster = clusters[dot.place];
     const made = drawn("circle", {
-      cx: dot.x, cy: dot.y, r: dot.radius, fill: `var(--${colour(cluster)})`, class: "dot",
+      cx: dot.x, cy: dot.y, r: dot.radius, fill: dot.isHollow ? "var(--sheet)" : `var(--${colour(cluster)})`, class: dot.isHollow ? "dot hollow" : "dot", style: `--own: var(--${colour(cluster)})`,
       tabindex: 0, role: "button", "data-place": dot.place, "aria-pressed": String(dot.place === current),
       "aria-label": `cluster ${cluster.label}, ${cluster.size} tokens`,
     });
@@ -103,16 +108,16 @@
   function map() {
     const room = byId("drawing").getBoundingClientRect().width - 26;
     const width = Math.max(room, 240);
-    const laid = width < NARROW ? stacked(width) : side(width);
+    const laid = isTimeline ? sequence(width) : flowed(width);
     const svg = drawn("svg", { viewBox: `0 0 ${width} ${laid.height}`, role: "group" });
-    svg.append(...laid.marks.filter(Boolean), ...laid.dots.map(circle));
+    svg.append(...laid.marks, ...laid.dots.map(circle));
     byId("drawing").replaceChildren(svg);
   }
 
   function describeMap() {
     byId("map-title").textContent = isTimeline ? "The Q sequence" : "Clusters by size";
     byId("map-words").textContent = isTimeline
-      ? `Each circle is a candidate quantum, at the probe of arm ${main} at which the loss of its ${isOfTokens ? "tokens" : "items"} first is at most half of what it was before training. Those at the end never get there, or none of their tokens was traced.`
+      ? `Each line is a candidate quantum, from the first learned (top) to the last: its circle stands where the loss of its ${isOfTokens ? "tokens" : "items"} under ${main} is first at most half of what it was before training${hasSeeds ? ", mean and 95 % interval over the seeds" : " (this training alone)"}. Hollow: not learned in every training. At the right are those that never get there, and those none of whose tokens was traced.`
       : "Each circle is a candidate quantum, the largest first. When they were learned is not known: there is no loss trace of their tokens.";
   }
 
@@ -193,6 +198,14 @@
     return block;
   }
 
+  function whenLearned(place) {
+    const time = times[place], at = order.indexOf(place) + 1;
+    if (!isTimeline || time.isNever) return "Not learned, or not traced.";
+    const seeds = time.num_seeds ? `, in ${time.num_learned} of ${time.num_seeds} seeds` : "";
+    const ends = time.low === null ? "" : ` (${time.low.toFixed(0)} to ${time.high === null ? "∞" : time.high.toFixed(0)})`;
+    return `Place ${at} of ${order.length} in the Q sequence: learned at step ${time.step.toFixed(0)}${ends} under ${main}${seeds}.`;
+  }
+
   function show(place) {
     const cluster = clusters[place];
     for (const dot of document.querySelectorAll(".dot")) dot.setAttribute("aria-pressed", String(Number(dot.dataset.place) === place));
@@ -200,6 +213,7 @@
     const head = element("div", "whole");
     head.append(element("h2", "", `Cluster ${cluster.label}`));
     head.append(element("p", "", `${cluster.size} tokens (${roles}) in ${cluster.num_items} items; mean loss ${cluster.mean_loss.toPrecision(2)} nats; mean cosine with the cluster's middle ${cluster.cohesion.toFixed(2)}.`));
+    head.append(element("p", "note", whenLearned(place)));
     const outputs = element("ul", "outputs");
     for (const [text, count] of cluster.outputs) outputs.append(element("li", "", `${visible(text)} × ${count}`));
     head.append(outputs);

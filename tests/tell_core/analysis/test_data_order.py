@@ -1,5 +1,6 @@
 """P5: extensive shuffle against data in an order."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,9 @@ import pytest
 from tell_core.analysis.data_order import GENERAL_METRIC, shuffle_beats_order
 from tell_core.analysis.run_cells import RunCells
 from tell_core.analysis.verdicts import judge
+from tell_core.evaluation.metrics import build_metric
 from tell_core.spec.cells import Cell
+from tell_core.spec.model import MetricSpec
 from tests.tell_core.analysis.small_runs import (
     NUM_TEST,
     World,
@@ -80,3 +83,13 @@ def test_the_figure_has_the_scores_of_every_arm_with_intervals(tmp_path: Path) -
     tell = scores["log_probability", "tell"]
     assert tell["low"] < tell["mean"] < tell["high"]
     assert [row["arm"] for row in figure["orders"]] == [*ORDERS, *ORDERS]
+
+
+def test_of_a_metric_whose_small_scores_are_good_less_is_predicted(tmp_path: Path) -> None:
+    run = run_of(tmp_path, {"tell": 0.5})
+    error_rate = build_metric(MetricSpec(name="character_error_rate"))
+    run = replace(run, metrics={**run.metrics, "log_probability": error_rate})
+
+    part = run.difference("log_probability", "tell", ORDERS[0], "less")
+
+    assert part is not None and part.estimate > 0 and not part.is_as_predicted
