@@ -55,7 +55,7 @@
   // The Q sequence: a line for each quantum, the first learned at the top; across it the step.
   function sequence(width) {
     const never = 76, top = 22, left = 10;
-    const last = Math.max(...arms.flatMap((arm) => clusters.flatMap((cluster) => cluster.curves[arm.name]?.steps ?? [])), ...times.map((time) => time.high ?? time.step ?? 0));
+    const last = Math.max(...arms.flatMap((arm) => clusters.flatMap((cluster) => cluster.curves[arm.name]?.steps ?? [])), ...times.map((time) => time.step ?? 0));
     const x = (step) => left + (width - never - left) * Math.log1p(step) / Math.log1p(last);
     const whiskers = [], dots = [];
     let y = top + 8;
@@ -63,7 +63,7 @@
       const time = times[place], r = radius(place);
       y += r + 1;
       if (time.low !== null && !time.isNever) {
-        const end = time.high === null ? width - never : x(time.high);
+        const end = time.high === null || time.high > last ? width - never : x(time.high);
         whiskers.push(drawn("line", { x1: x(time.low), x2: end, y1: y, y2: y, stroke: `var(--${colour(clusters[place])})`, "stroke-opacity": 0.5, class: "whisker" }));
       }
       dots.push({ place, x: time.isNever ? width - never / 2 : x(time.step), y, radius: r, isHollow: !time.isLearned });
