@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import adjusted_rand_score
 
 from tell_core.analysis.quanta.clustering import (
     agreement,
@@ -30,6 +31,14 @@ def test_numbering_by_size_keeps_the_groups(labels):
     assert agreement(numbered, labels) == pytest.approx(1)
     sizes = np.bincount(numbered)
     assert (np.diff(sizes) <= 0).all()
+
+
+@settings(deadline=None)
+@given(pairs=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=40))
+def test_agreement_is_the_adjusted_rand_index(pairs):
+    first, second = np.array(pairs).T
+
+    assert agreement(first, second) == pytest.approx(adjusted_rand_score(first, second))
 
 
 @settings(deadline=None, max_examples=20)
