@@ -89,9 +89,8 @@ def train_cell(
         precision = devices.resolve_precision(dtype, device, training.method)
         base = loaded or load_base(model_path, revision, training, dtype, device)
         mixture, probe = read_inputs(inputs, base.model)
-        identity = _identity(
-            base.digest, mixture.digest, _probe_digest(inputs), training, seed, dtype
-        )
+        probe_digest = _probe_digest(inputs)
+        identity = _identity(base.digest, mixture.digest, probe_digest, training, seed, dtype)
         out.mkdir(parents=True, exist_ok=True)
         finished = _finished_summary(out, identity)
         if finished is not None:
@@ -99,6 +98,7 @@ def train_cell(
         is_shared = loaded is not None
         with trainable(base.model, training, seed, device, is_shared=is_shared) as model:
             trainer = Trainer(model, mixture, probe, training, seed, device, precision)
+            trainer.start = (base.digest, probe_digest)
             if training.keep_probe_weights:
                 trainer.on_probe = lambda step: models.save_trained(
                     trainer.model, base.tokenizer, probe_weights(out, step)

@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -45,6 +45,7 @@ from tell_core.training.optimisation import (
 )
 from tell_core.training.probes import (
     ProbeSet,
+    RememberedLosses,
     TracedTokens,
     num_affordable_probes,
     probe_steps,
@@ -68,6 +69,7 @@ _RANK_STRIDE = 2**31  # beyond every seed of a specification
 _FLUSH_SECONDS = 2.0
 _SHOWN_EXAMPLES = 8
 _EXPLODED = 2.0
+_untrained = RememberedLosses()
 
 
 class DivergedError(TrainingError):
@@ -278,6 +280,8 @@ class Trainer:
 
     Attributes:
         on_probe: Called with the number of steps done after every probe, where it is given.
+        start: Digests of the base model and of the probe set. Where given, what they give before
+            the first step is measured once in this process, for all trainings that begin so.
     """
 
     def __init__(
@@ -315,6 +319,7 @@ class Trainer:
         self.sizes = model_sizes(model)
         self.ranks: Ranks | None = None
         self.on_probe: Callable[[int], None] | None = None
+        self.start: tuple[str, str] | None = None
         self.progress = Progress()
 
     def run(self, out: Path, identity: str, on_progress: OnProgress | None = None) -> None:
@@ -465,7 +470,7 @@ class Trainer:
         if not due or due[0] != progress.step:
             return
         started = time.perf_counter()
-        nll_T = self.probe_set.measure_tokens(self.model, self.precision.autocast(self.device))
+        nll_T = self._token_losses()
         losses = self.probe_set.by_example(nll_T)
         if not np.isfinite(losses).all():
             raise _probe_error(progress.step, losses)
@@ -475,6 +480,24 @@ class Trainer:
         if self.on_probe is not None:
             self.on_probe(progress.step)
         progress.probe_seconds += time.perf_counter() - started
+
+    def _token_losses(self) -> FloatArray:
+        """Losses of the probe set's supervised tokens under the present weights, shape (T,)."""
+
+        def measure() -> FloatArray:
+            return self.probe_set.measure_tokens(self.model, self.precision.autocast(self.device))
+
+        if self.progress.step or self.start is None:
+            return measure()
+        return _untrained.get(self._what_decides_losses(self.start), measure)
+
+    def _what_decides_losses(self, start: tuple[str, str]) -> Hashable:
+        """All that the bits of the untrained model's losses depend on, within this process."""
+        attention = cast("PreTrainedModel", self.model).config._attn_implementation
+        shares_beginnings = bool(self.probe_set.blocks)
+        how = (attention, shares_beginnings, self.precision, str(self.device))
+        own = (self.training.method, self.training.weight_quantization)
+        return (*start, *how, *own, torch.get_num_threads())
 
     def _keep_if_best(self, dev_loss: float | None) -> None:
         """Keep these weights if no earlier trained ones had an equal or lower task dev loss.

@@ -20,12 +20,12 @@ from tell_core.data.encoding import EncodedExamples, Mixture
 from tell_core.errors import DataError, InputError, SpecError, TrainingError
 from tell_core.spec.model import TrainingSpec
 from tell_core.store import MARKER
-from tell_core.training import loop
+from tell_core.training import loop, trainer
 from tell_core.training.batching import Limits, count_batches
 from tell_core.training.checkpoints import CheckpointClock, _seal
 from tell_core.training.loop import probe_weights, train_cell
 from tell_core.training.models import LoadedModel
-from tell_core.training.probes import load_probe
+from tell_core.training.probes import ProbeSet, RememberedLosses, load_probe
 from tell_core.training.stopping import STOP_VARIABLE
 from tell_core.training.trainer import DivergedError, PreemptedError
 
@@ -541,6 +541,103 @@ def test_keeping_weights_at_the_probes_changes_nothing_else(
 
     assert outcome(tmp_path / "kept") == outcome(tmp_path / "usual")
     assert not (tmp_path / "usual" / "probe_weights").exists()
+
+
+class CountedProbes:
+    """How often the probe set was measured, with nothing remembered at the beginning."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        original = ProbeSet.measure_tokens
+
+        def counted(*arguments: Any) -> Any:
+            self.count += 1
+            return original(*arguments)
+
+        self.remembered = RememberedLosses()
+        patch.setattr(trainer, "_untrained", self.remembered)
+        patch.setattr(ProbeSet, "measure_tokens", counted)
+
+    def taken(self) -> int:
+        """Measurements since last asked."""
+        count, self.count = self.count, 0
+        return count
+
+
+@pytest.fixture
+def counted_probes(monkeypatch: pytest.MonkeyPatch) -> CountedProbes:
+    return CountedProbes(monkeypatch)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("batching", ["packed", "length_grouped"])
+def test_what_an_untrained_model_gives_is_measured_once_and_is_the_same_bits_as_measured_again(
+    training_spec: Spec,
+    write_inputs: Inputs,
+    train: Callable[..., dict[str, Any]],
+    counted_probes: CountedProbes,
+    tmp_path: Path,
+    method: str,
+    batching: str,
+):
+    inputs, other = write_inputs(), write_inputs("other", epochs=1, seed=4)
+    (other / "probe.safetensors").write_bytes((inputs / "probe.safetensors").read_bytes())
+    spec = training_spec(method=method, batching=batching)
+    train(inputs, spec, "first")
+    assert counted_probes.taken() == spec.num_probes
+    again = {"seed": 8, "training": spec.model_copy(update={"lora_rank": 4})}
+
+    train(other, spec, "second", **again)
+    assert counted_probes.taken() == spec.num_probes - 1
+    trainer._untrained = RememberedLosses()  # the fixture puts the process's own back
+    train(other, spec, "measured", **again)
+
+    assert outcome(tmp_path / "second") == outcome(tmp_path / "measured")
+
+
+def test_another_start_is_measured_for_itself(
+    base: LoadedModel,
+    training_spec: Spec,
+    write_inputs: Inputs,
+    train: Callable[..., dict[str, Any]],
+    counted_probes: CountedProbes,
+):
+    inputs, spec = write_inputs(), training_spec()
+    other_model = copy.deepcopy(base.model)
+    with torch.no_grad():
+        other_model.model.norm.weight.mul_(2)
+    starts: list[dict[str, Any]] = [
+        {},
+        {"inputs": write_inputs("other", seed=5)},
+        {"loaded": LoadedModel(other_model, base.tokenizer, "other", "other digest")},
+        {"training": training_spec(method="full")},
+        {"training": training_spec(batching="padded")},
+        {"dtype": "bfloat16"},
+    ]
+
+    for number, changed in enumerate(starts):
+        arguments = {"inputs": inputs, "spec": spec, "name": f"out {number}"} | changed
+        train(**arguments)
+        assert counted_probes.taken() == spec.num_probes, changed
+
+
+def test_a_training_that_goes_on_takes_its_first_losses_from_its_checkpoint(
+    training_spec: Spec,
+    write_inputs: Inputs,
+    train: Callable[..., dict[str, Any]],
+    counted_probes: CountedProbes,
+    tmp_path: Path,
+):
+    inputs, spec = write_inputs(), training_spec(checkpoint_seconds=1e-9)
+    train(inputs, spec, "unbroken")
+    with pytest.raises(InterruptionError):
+        train(inputs, spec, "broken", on_progress=interrupt_at(6))
+    for key in list(counted_probes.remembered._losses):
+        counted_probes.remembered._losses[key] = np.zeros(0)
+
+    train(inputs, spec, "broken")
+
+    assert outcome(tmp_path / "broken") == outcome(tmp_path / "unbroken")
 
 
 def test_log_and_summary_account_for_every_token(

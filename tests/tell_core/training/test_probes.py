@@ -104,6 +104,25 @@ def test_shared_beginnings_change_losses_by_rounding_alone(base: LoadedModel):
     assert shared.measure_tokens(base.model, autocast) == pytest.approx(alone, abs=1e-5)
 
 
+@given(keys=st.lists(st.integers(0, 9), max_size=40), most=st.integers(1, 5))
+def test_the_last_few_losses_are_remembered_and_those_of_no_other_key(keys: list[int], most: int):
+    remembered, measured = probes.RememberedLosses(most), 0
+
+    for place, key in enumerate(keys):
+        before = list(dict.fromkeys(reversed(keys[:place])))[:most]  # the last used, latest first
+
+        def measure(key: int = key) -> probes.FloatArray:
+            nonlocal measured
+            measured += 1
+            return np.full(2, float(key))
+
+        count = measured
+        losses = remembered.get(key, measure)
+        assert losses.tolist() == [key, key]
+        assert not losses.flags.writeable
+        assert measured == count + (key not in before)
+
+
 def mixture_of(num_tokens: int) -> Mixture:
     return Mixture(from_lists([([2] * num_tokens, 1)], True), np.zeros(1, dtype=np.int32))
 
