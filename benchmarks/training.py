@@ -258,22 +258,34 @@ class Bench:
         }
 
     def profile(self) -> dict[str, float]:
-        """Shares of one step's time, of the operations that take most of it."""
+        """Shares of one step's wall time, of the operations that take most of it.
+
+        On a GPU what no operation takes is ``idle``: the GPU waits for this process, whose work the
+        profiler slows down. Empty where the profiler cannot see the GPU.
+        """
+        from torch.autograd import DeviceType
         from torch.profiler import ProfilerActivity, profile
 
         is_cpu = self.device.type == "cpu"
         trainer = self._trainer()
+        kinds = [ProfilerActivity.CPU] if is_cpu else [ProfilerActivity.CPU, ProfilerActivity.CUDA]
         with trainer.engine.attended():
             if trainer.num_steps > 1:
                 trainer.train_step()
-            activities = [ProfilerActivity.CPU] if is_cpu else [*ProfilerActivity]
-            activities = [one for one in activities if one.name in ("CPU", "CUDA")]
-            with profile(activities=activities) as seen:
-                trainer.train_step()
+            with profile(activities=kinds) as seen:
+                wall = _timed(lambda: trainer.train_step(), self.device)
+        # Kernels are listed by themselves, too, and would be counted twice.
+        events = [one for one in seen.key_averages() if one.device_type == DeviceType.CPU]
         name = "self_cpu_time_total" if is_cpu else "self_device_time_total"
-        times = {event.key: float(getattr(event, name)) for event in seen.key_averages()}
+        times = {event.key: float(getattr(event, name)) / 1e6 for event in events}
+        total = sum(times.values())
+        if not total:
+            return {}
+        whole = total if is_cpu else wall
         most = sorted(times, key=lambda key: -times[key])[:_SHOWN_OPERATIONS]
-        return {key: times[key] / sum(times.values()) for key in most}
+        shares = {key: times[key] / whole for key in most}
+        shares["others"] = total / whole - sum(shares.values())
+        return shares if is_cpu else shares | {"idle": 1 - total / whole}
 
 
 def _timed(work: Callable[[], None], device: torch.device) -> float:

@@ -11,9 +11,11 @@ Shape letters: B rows, H heads, L tokens, D width of a head.
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -71,8 +73,11 @@ def segment_attention(
     """
     assert attention_mask is None, "packed examples carry no attention mask"
     lengths = list(segment_lengths or (query.shape[2],))
-    if segment_lengths and query.is_cuda and query.dtype in _HALF and not options.get("dropout"):
-        return _by_varlen_kernel(query, key, value, lengths, sliding_window, options), None
+    if segment_lengths and query.is_cuda and not options.get("dropout"):
+        dtype = _compute_dtype(query)
+        if _has_kernel(dtype):
+            states = (query.to(dtype), key.to(dtype), value.to(dtype))
+            return _by_varlen_kernel(*states, lengths, sliding_window, options), None
     queries, keys, values = (torch.split(each, lengths, dim=2) for each in (query, key, value))
     outputs = [
         _causal(module, *segment, sliding_window, options)
@@ -101,6 +106,28 @@ def _causal(
     return output
 
 
+def _compute_dtype(query: torch.Tensor) -> torch.dtype:
+    """Number format in which torch's own attention would compute: autocast has a say in it.
+
+    Under it norms of queries and keys with float32 weights give float32, their values not.
+    """
+    kind = query.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
+
+
+@cache
+def _kernel_arguments() -> frozenset[str]:
+    """What the kernel of this torch can be told."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return frozenset(inspect.signature(varlen_attn).parameters)
+
+
+def _has_kernel(dtype: torch.dtype) -> bool:
+    """Whether the kernel computes in this format; that of torch 2.10 knows no scale nor windows."""
+    return dtype in _HALF and {"scale", "window_size"} <= _kernel_arguments()
+
+
 def _by_varlen_kernel(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -115,22 +142,27 @@ def _by_varlen_kernel(
     ends = torch.tensor([0, *np.cumsum(lengths).tolist()], dtype=torch.int32, device=query.device)
     query_LHD, key_LHD, value_LHD = (part[0].transpose(0, 1) for part in (query, key, value))
     longest = max(lengths)
+    # torch 2.11 takes groups of heads without being told.
+    is_told = "enable_gqa" in _kernel_arguments()
+    groups: dict[str, Any] = {"enable_gqa": query.shape[1] != key.shape[1]} if is_told else {}
     output = varlen_attn(
         query_LHD, key_LHD, value_LHD, ends, ends, longest, longest,
         scale=options.get("scaling"),
         window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+        **groups,
     )  # fmt: skip
     return cast(torch.Tensor, output)[None]
 
 
-def attention_name(model: nn.Module, limits: Limits) -> str:
+def attention_name(
+    model: nn.Module, limits: Limits, device: torch.device, precision: Precision
+) -> str:
     """Which attention computes the examples of a training, for its summary."""
     own = str(cast("PreTrainedModel", model).config._attn_implementation)
     if limits.layout != "packed":
         return own
-    weight = next(model.parameters())
-    return "varlen, packed" if weight.is_cuda and weight.dtype in _HALF else f"{own}, packed"
+    is_kernel = device.type == "cuda" and _has_kernel(precision.compute or precision.weights)
+    return "varlen, packed" if is_kernel else f"{own}, packed"
 
 
 @contextmanager

@@ -262,7 +262,9 @@ def _write_results(
         "supervised_tokens_per_second": progress.supervised_tokens / seconds,
         "model_flops_utilisation": trainer.model_flops_utilisation(),
         "padding_share": 1 - progress.tokens / progress.padded_tokens,
-        "attention": attention_name(trainer.model, trainer.engine.limits),
+        "attention": attention_name(
+            trainer.model, trainer.engine.limits, trainer.device, trainer.precision
+        ),
         "batching": trainer.engine.limits.layout,
         "micro_batch_tokens": trainer.engine.limits.max_tokens,
         "forward_passes": progress.forward_passes,

@@ -1,3 +1,4 @@
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -6,11 +7,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.nn.attention import varlen
 from transformers import PreTrainedModel
 
 from tell_core.data.encoding import EncodedExamples
 from tell_core.errors import ModelError
 from tell_core.spec.model import TrainingSpec
+from tell_core.training import attention
 from tell_core.training.attention import attended, choose_limits, packing_refusal
 from tell_core.training.batching import Limits
 from tell_core.training.devices import Precision
@@ -103,11 +106,79 @@ def test_a_family_that_cannot_be_packed_is_grouped_by_length_and_packing_refused
         choose("packed")
 
 
+def kernel_of_2_11(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seq_q: torch.Tensor,
+    cu_seq_k: torch.Tensor, max_q: int, max_k: int, *, return_aux: Any = None,
+    scale: float | None = None, window_size: tuple[int, int] = (-1, -1),
+) -> torch.Tensor:  # fmt: skip
+    """What torch's kernel computes, (L, H, D), by masks; its arguments are those of torch 2.11."""
+    assert (cu_seq_q.tolist(), max_q) == (cu_seq_k.tolist(), max_k)
+    num_tokens, groups = len(query), query.shape[1] // key.shape[1]
+    segment = torch.bucketize(torch.arange(num_tokens), cu_seq_q[1:], right=True)
+    distance = torch.arange(num_tokens)[:, None] - torch.arange(num_tokens)
+    most = window_size[0] if window_size[0] >= 0 else num_tokens
+    seen = (segment[:, None] == segment) & (distance >= -window_size[1]) & (distance <= most)
+    heads = [each.transpose(0, 1) for each in (query, key, value)]
+    output = torch.nn.functional.scaled_dot_product_attention(
+        heads[0], *(each.repeat_interleave(groups, 0) for each in heads[1:]), seen, scale=scale
+    )
+    return output.transpose(0, 1)
+
+
+def kernel_of_2_12(
+    query: torch.Tensor, key: torch.Tensor, *more: Any, enable_gqa: bool = False, **options: Any
+) -> torch.Tensor:
+    """From torch 2.12 on it has to be told of groups of heads."""
+    assert enable_gqa or query.shape[1] == key.shape[1]
+    return kernel_of_2_11(query, key, *more, **options)
+
+
+kernel_of_2_12.__signature__ = inspect.signature(kernel_of_2_11).replace(  # type: ignore[attr-defined]
+    parameters=[
+        *inspect.signature(kernel_of_2_11).parameters.values(),
+        inspect.Parameter("enable_gqa", inspect.Parameter.KEYWORD_ONLY, default=False),
+    ]
+)
+
+
+@pytest.mark.parametrize("kernel", [kernel_of_2_11, kernel_of_2_12])
+@pytest.mark.parametrize("key_heads", [4, 2])
+@pytest.mark.parametrize("window", [None, 3])
+def test_the_kernel_of_every_torch_is_asked_for_what_single_examples_see(
+    monkeypatch: pytest.MonkeyPatch, kernel: Any, key_heads: int, window: int | None
+):
+    monkeypatch.setattr(varlen, "varlen_attn", kernel)
+    attention._kernel_arguments.cache_clear()
+    module, lengths = torch.nn.Module(), [5, 1, 9]
+    torch.manual_seed(0)
+    states = [torch.randn(1, heads, 15, 8) for heads in (4, key_heads, key_heads)]
+    if key_heads < 4:
+        module.num_key_value_groups = 4 // key_heads
+
+    found = attention._by_varlen_kernel(*states, lengths, window, {"scaling": 0.3})
+
+    attention._kernel_arguments.cache_clear()
+    expected = attention.segment_attention(
+        module, *states, None, segment_lengths=tuple(lengths), sliding_window=window, scaling=0.3
+    )[0]
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_the_kernel_is_used_where_autocast_would_compute_in_half_precision(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    query = torch.zeros(1, 1, 1, 8)  # float32, as after a norm with float32 weights
+
+    assert not attention._has_kernel(attention._compute_dtype(query))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attention._has_kernel(attention._compute_dtype(query))
+    monkeypatch.setattr(attention, "_kernel_arguments", lambda: frozenset({"is_causal"}))
+    assert not attention._has_kernel(torch.bfloat16)  # torch 2.10
+
+
 def test_attention_across_packed_examples_is_noticed(
     base: LoadedModel, random_examples: Callable[..., EncodedExamples], monkeypatch: Any
 ):
-    from tell_core.training import attention
-
     def leaking(*arguments: Any, segment_lengths: Any = None, **options: Any) -> Any:
         return original(*arguments, **options)
 

@@ -173,7 +173,7 @@ def test_packed_examples_have_logits_loss_and_gradient_of_single_ones(
     _, single_gradient = gradient_of(adapted, examples, ONE_BY_ONE, device, precision)
     single = single_logits(adapted, examples, device, precision)
 
-    name = attention_name(adapted, PACKED)
+    name = attention_name(adapted, PACKED, device, precision)
     detach_adapter(adapted)
     assert name == ("varlen, packed" if (device.type, dtype) == ("cuda", "bfloat16") else
                     "sdpa, packed")  # fmt: skip
@@ -226,13 +226,16 @@ def test_families_are_packed_with_windows_groups_of_heads_and_experts(
     assert packing_refusal(model, drawn, np.arange(7), device, precision) is None
 
 
+@pytest.mark.parametrize(("method", "learning_rate"), [("lora", 1e-2), ("full", 1e-3)])
 def test_bfloat16_trains_float32_weights_along_the_losses_of_float32(
     device: torch.device,
     train: Train,
     training_spec: Callable[..., TrainingSpec],
     tmp_path: Path,
+    method: str,
+    learning_rate: float,
 ):
-    spec = training_spec(device=device.type, learning_rate=1e-2)
+    spec = training_spec(device=device.type, method=method, learning_rate=learning_rate)
 
     summary = train(spec, "half", dtype="bfloat16")
 
@@ -240,6 +243,7 @@ def test_bfloat16_trains_float32_weights_along_the_losses_of_float32(
     half, exact = losses_of(tmp_path / "half"), losses_of(tmp_path / "exact")
     (weights,) = (tmp_path / "half").glob("*/*.safetensors")
     assert (summary["device"], summary["dtype"]) == (device.type, "bfloat16")
+    assert summary["attention"] == f"{'varlen' if device.type == 'cuda' else 'sdpa'}, packed"
     assert {weight.dtype for weight in load_file(weights).values()} == {torch.float32}
     assert half[4:].mean() < half[:4].mean()  # the second time over the same examples
     assert half[0] == pytest.approx(exact[0], rel=TOLERANCE["bfloat16"])
