@@ -56,7 +56,12 @@ class PowerLawFit:
 
 
 def power_law_fit(
-    x: FloatArray, y: FloatArray, *, confidence: float = 0.95, has_relative_noise: bool = True
+    x: FloatArray,
+    y: FloatArray,
+    *,
+    confidence: float = 0.95,
+    has_relative_noise: bool = True,
+    least_offset: float = -np.inf,
 ) -> PowerLawFit:
     """Fit a power law with offset, with a profile interval of its exponent.
 
@@ -70,20 +75,21 @@ def power_law_fit(
         confidence: Coverage of the interval.
         has_relative_noise: Whether the noise is proportional to the value (then residuals are
             divided by the fitted curve) or of one size everywhere.
+        least_offset: The offset is at least this; a loss has one of at least 0.
 
     Raises:
         AnalysisError: Too few points, or values that are not finite or not above 0.
     """
     _check(x, y, has_relative_noise)
     scale = y if has_relative_noise else np.ones_like(y)
-    exponent = _best_exponent(_profile(x, y, scale))
+    exponent = _best_exponent(_profile(x, y, scale, least_offset))
     if has_relative_noise:
-        offset, amplitude = _linear_part(x, y, scale, exponent)
+        offset, amplitude = _linear_part(x, y, scale, exponent, least_offset)
         fitted = offset + amplitude * x**-exponent
         scale = np.where(fitted > 0, fitted, y)
-        exponent = _best_exponent(_profile(x, y, scale))
-    profile = _profile(x, y, scale)
-    offset, amplitude = _linear_part(x, y, scale, exponent)
+        exponent = _best_exponent(_profile(x, y, scale, least_offset))
+    profile = _profile(x, y, scale, least_offset)
+    offset, amplitude = _linear_part(x, y, scale, exponent, least_offset)
     freedom = len(x) - _NUM_PARAMETERS
     limit = profile(exponent) * (1 + stats.f.ppf(confidence, 1, freedom) / freedom)
     return PowerLawFit(
@@ -206,19 +212,21 @@ def _check(x: FloatArray, y: FloatArray, has_relative_noise: bool) -> None:
         raise AnalysisError("relative noise needs values above 0; use has_relative_noise=False")
 
 
-def _profile(x: FloatArray, y: FloatArray, scale: FloatArray) -> Profile:
+def _profile(x: FloatArray, y: FloatArray, scale: FloatArray, least_offset: float) -> Profile:
     """Weighted residual sum of squares as a function of the exponent, one or many (E, 1)."""
 
     def residual_sum(exponent: Any) -> Any:
-        offset, amplitude = _linear_part(x, y, scale, exponent)
+        offset, amplitude = _linear_part(x, y, scale, exponent, least_offset)
         residuals = (y - offset - amplitude * x**-exponent) / scale
         return (residuals**2).sum(axis=-1)
 
     return residual_sum
 
 
-def _linear_part(x: FloatArray, y: FloatArray, scale: FloatArray, exponent: Any) -> tuple[Any, Any]:
-    """Best offset and amplitude for an exponent, one or many (E, 1)."""
+def _linear_part(
+    x: FloatArray, y: FloatArray, scale: FloatArray, exponent: Any, least_offset: float
+) -> tuple[Any, Any]:
+    """Best offset, not below the least, and amplitude for an exponent, one or many (E, 1)."""
     power = x**-exponent
     weights = scale**-2 / (scale**-2).sum()
     centred = power - (weights * power).sum(axis=-1, keepdims=True)
@@ -226,7 +234,13 @@ def _linear_part(x: FloatArray, y: FloatArray, scale: FloatArray, exponent: Any)
         (weights * centred**2).sum(axis=-1, keepdims=True)
     )
     offset = (weights * (y - amplitude * power)).sum(axis=-1, keepdims=True)
-    return offset, amplitude
+    if not np.isfinite(least_offset):
+        return offset, amplitude
+    from_least = (weights * power * (y - least_offset)).sum(axis=-1, keepdims=True) / (
+        (weights * power**2).sum(axis=-1, keepdims=True)
+    )
+    is_below = offset < least_offset
+    return np.where(is_below, least_offset, offset), np.where(is_below, from_least, amplitude)
 
 
 def _best_exponent(profile: Profile) -> float:

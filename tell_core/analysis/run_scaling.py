@@ -200,17 +200,21 @@ def _finite_k_row(
     cells = _chosen(run, arm)
     if not cells:
         return None
-    head = {"arm": arm, "num_quanta": len(frequencies), "num_seeds": len(cells)}
+    head = {"arm": arm, "num_quanta": len(frequencies), "num_known": 0, "num_seeds": len(cells)}
     try:
-        found = [_predicted(cell, trace, frequencies, column) for cell, trace in cells]
+        known = _known_skills(cells[0], frequencies, column)
+        open_ = {name: share for name, share in frequencies.items() if name not in known}
+        found = [_predicted(cell, trace, open_, column) for cell, trace in cells]
     except AnalysisError as error:
         return head | {"reason": str(error)}
     measured = np.array([one.slope for one, _ in found])
     predicted = np.array([one.predicted_slope for one, _ in found])
     beta = float(np.mean([one.beta for one, _ in found]))
-    zipf = zipf_fit(np.array(list(frequencies.values())))
+    zipf = zipf_fit(np.array(list(open_.values())))
     limit = None if zipf.alpha is None else asymptotic_slope(zipf.alpha, beta)
     return head | {
+        "num_quanta": len(open_),
+        "num_known": len(known),
         "reason": None,
         "beta": _over_seeds(np.array([one.beta for one, _ in found]), confidence),
         "sharpness": float(np.mean([one.sharpness for one, _ in found])),
@@ -227,21 +231,31 @@ def _finite_k_row(
     }
 
 
+def _known_skills(
+    first: tuple[AnalysedCell, CellTrace], frequencies: Mapping[str, float], column: str
+) -> frozenset[str]:
+    """Skills known before training, which starts at the same weights in all seeds."""
+    return labelled_items(*first, column, frequencies).known
+
+
 def _predicted(
     cell: AnalysedCell, trace: CellTrace, frequencies: Mapping[str, float], column: str
 ) -> tuple[FiniteK, FloatArray]:
-    """The finite-K slope of one training, and the mean loss of its items, shape (P,)."""
-    places, labels = labelled_items(cell, trace, column, frequencies)
-    if len(set(labels)) < MIN_LABELS:
+    """The finite-K slope of one training, and the mean loss of its items, shape (P,).
+
+    The frequencies are those of skills that may have something to learn: those known before have
+    no part in the mean loss of the items that do.
+    """
+    items = labelled_items(cell, trace, column, frequencies)
+    if len(set(items.labels)) < MIN_LABELS:
         raise AnalysisError(
-            f"held-out general items of {len(set(labels))} skills have something to learn; at"
+            f"held-out general items of {len(set(items.labels))} skills have something to learn; at"
             f" least {MIN_LABELS} skills are needed"
         )
-    times = learning_times(trace.steps, trace.losses).select(places)
-    losses = trace.losses[:, places]
-    use = np.array([frequencies[label] for label in labels])
+    times = learning_times(trace.steps, trace.losses).select(items.places)
+    losses = trace.losses[:, items.places]
+    use = np.array([frequencies[label] for label in items.labels])
     everything = np.array(list(frequencies.values()))
-    everything /= everything.sum()  # general data without a skill's name have no share
     mean = losses.mean(axis=1)
     return finite_k(_scale(trace), losses, times, use, everything, mean), mean
 

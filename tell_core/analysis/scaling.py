@@ -11,8 +11,9 @@ logistic because a training begins with a plateau):
 - logistic in log x, ``a + b / (1 + (x / m) ** c)`` (5), m between the second and the last but one
   point.
 
-All must fall. A power law is claimed only where it leads all others by 4, over at least two seeds,
-with an interval of its exponent that ends inside the search.
+All must fall, and no level that one falls to is below 0, where no loss can be. A power law is
+claimed only where it leads all others by 4, over at least two seeds, with an interval of its
+exponent that ends inside the search.
 
 That interval is the wider of two at either end. Over seeds, the units of repetition: each seed's
 own exponent, and Student's interval of the mean of their logarithms around the exponent of the mean
@@ -72,7 +73,7 @@ class ScalingFit:
         exponent: Of the power law with offset, whether it is claimed or not; above 0.
         low: Lower end of its interval; None: unknown, or at the end of the search.
         high: Upper end.
-        offset: Loss for x towards infinity.
+        offset: Loss for x towards infinity, at least 0.
         amplitude: Loss above the offset at x = 1.
         num_points: n.
         num_seeds: S.
@@ -114,7 +115,7 @@ def fit_scaling(x: FloatArray, losses: FloatArray, confidence: float = 0.95) -> 
     if is_turning or deltas[_FLAT] < MIN_LEAD:
         fit = _unfitted(_TURNING if is_turning else NOT_FALLING, losses)
         return ScalingFit(**(vars(fit) | {"best": best, "delta_aicc": deltas}))
-    law = power_law_fit(x, mean, confidence=confidence)
+    law = power_law_fit(x, mean, confidence=confidence, least_offset=0.0)
     low, high = _interval(x, losses, law, confidence)
     status, reason = _claim(deltas, low, high, len(losses))
     return ScalingFit(
@@ -195,7 +196,8 @@ def _interval(
     """The wider of the intervals over seeds and over residuals, at either end."""
     if (num_seeds := len(losses)) < 2:
         return None, None
-    exponents = np.array([power_law_fit(x, row).exponent for row in losses])
+    fits = [power_law_fit(x, row, least_offset=0.0) for row in losses]
+    exponents = np.array([fit.exponent for fit in fits])
     quantile = stats.t.ppf((1 + confidence) / 2, num_seeds - 1)
     reach = float(np.exp(quantile * np.log(exponents).std(ddof=1) / np.sqrt(num_seeds)))
     low, high = law.exponent / reach, law.exponent * reach
@@ -228,7 +230,7 @@ def _compared(x: FloatArray, y: FloatArray) -> tuple[dict[str, float], float]:
     place = [np.linspace(*ends, 40), np.linspace(np.log(0.1), np.log(12.0), 24)]
     sums = {
         _FLAT: (_residual_sums(np.zeros((1, len(x))), y)[0], 2),
-        "log-linear": (_residual_sums(-log_x[None], y)[0], 3),
+        "log-linear": (_residual_sums(-log_x[None], y, has_level=False)[0], 3),
         "exponential": (_least_sum(x, y, _exponential, [times]), 4),
         POWER_LAW: (_least_sum(x, y, _power, [exponents]), 4),
         "logistic": (_least_sum(x, y, _logistic, place), 5),
@@ -243,19 +245,26 @@ def _aicc(residual_sum: float, num_points: int, num_parameters: int) -> float:
     return float(num_points * np.log(variance) + 2 * (num_parameters + correction))
 
 
-def _residual_sums(bases: FloatArray, y: FloatArray) -> FloatArray:
+def _residual_sums(bases: FloatArray, y: FloatArray, *, has_level: bool = True) -> FloatArray:
     """Least sum of squared relative residuals of ``a + b * basis``, b >= 0.
 
-    Bases (M, n) to sums (M,).
+    Bases (M, n) to sums (M,). Where a is the level that the curve falls to, a >= 0; bases are then
+    not negative, and at a = 0 neither is b.
     """
     weights = y**-2 / (y**-2).sum()
     centred = bases - (bases * weights).sum(axis=1, keepdims=True)
     rest = y - (weights * y).sum()
     length = (weights * centred**2).sum(axis=1)
-    fall = np.maximum((weights * centred * rest).sum(axis=1), 0.0)
-    explained = fall**2 / np.where(length > 0, length, 1.0)
-    total = (weights * rest**2).sum()
-    return np.asarray(np.maximum(total - explained, 0.0) * (y**-2).sum())
+    rise = (weights * centred * rest).sum(axis=1) / np.where(length > 0, length, 1.0)
+    fall = np.maximum(rise, 0.0)
+    sums = (weights * rest**2).sum() - fall**2 * length
+    if has_level:
+        level = (weights * (y - fall[:, None] * bases)).sum(axis=1)
+        square = (weights * bases**2).sum(axis=1)
+        product = (weights * bases * y).sum(axis=1)
+        without = (weights * y**2).sum() - product**2 / np.where(square > 0, square, 1.0)
+        sums = np.where(level < 0, without, sums)
+    return np.asarray(np.maximum(sums, 0.0) * (y**-2).sum())
 
 
 def _least_sum(x: FloatArray, y: FloatArray, basis: Basis, axes: Sequence[FloatArray]) -> float:
@@ -324,7 +333,7 @@ def finite_k(
         losses: Shape (P, U). Loss of each unit.
         times: When each of the U units is learned.
         use: Shape (U,). Use frequency of each unit's quantum.
-        frequencies: Shape (K,). Of all quanta; their sum does not matter to the slope.
+        frequencies: Shape (K,). Of all quanta, in the unit of ``use``; they need not sum to 1.
         mean_loss: Shape (P,). What is predicted.
 
     Raises:
@@ -344,7 +353,8 @@ def finite_k(
     falls = fit_sigmoid(np.log(x), losses[:, learned].T, "down", _MAX_STEP_WIDTH)
     sharpness = float(np.median(falls.parameters[:, 1]))
     medians = np.exp(fit.coefficients[0] + fit.coefficients[1] * np.log(frequencies))
-    predicted = quantum_loss(x[window], frequencies, medians, sharpness, fit.residual_sd)
+    shares = frequencies / frequencies.sum()
+    predicted = quantum_loss(x[window], shares, medians, sharpness, fit.residual_sd)
     return FiniteK(
         beta=-float(fit.coefficients[1]),
         sharpness=sharpness,

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -79,10 +79,24 @@ def _label(extra: Mapping[str, Any], column: str) -> str:
     return " > ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
+class LabelledItems(NamedTuple):
+    """The held-out general items of a training whose skill has a known use.
+
+    Attributes:
+        places: Shape (N,). Probe items with something to learn.
+        labels: N skills.
+        known: Skills all of whose items were known before training: there is nothing to learn.
+    """
+
+    places: IntArray
+    labels: list[str]
+    known: frozenset[str]
+
+
 def labelled_items(
     cell: AnalysedCell, trace: CellTrace, column: str, frequencies: Mapping[str, float]
-) -> tuple[IntArray, list[str]]:
-    """Places and labels of the general items with something to learn and a known frequency.
+) -> LabelledItems:
+    """General items with their skills.
 
     Items of a retention set may bear the same labels and are left out: they are not drawn from the
     general data whose shares the frequencies are.
@@ -94,12 +108,14 @@ def labelled_items(
     has_label = np.array([label in frequencies for label in labels])
     is_general = np.array([role == "general" for role in trace.roles])
     places = np.flatnonzero(has_label & is_general & ~was_known)
-    return places, [labels[place] for place in places]
+    unknown = [labels[place] for place in places]
+    known = {labels[place] for place in np.flatnonzero(has_label & is_general & was_known)}
+    return LabelledItems(places, unknown, frozenset(known.difference(unknown)))
 
 
 def _labelled_times(
     cell: AnalysedCell, trace: CellTrace, column: str, frequencies: Mapping[str, float]
 ) -> tuple[LearningTimes, list[str]]:
     """Their learning times, with their labels."""
-    places, labels = labelled_items(cell, trace, column, frequencies)
-    return learning_times(trace.steps, trace.losses).select(places), labels
+    found = labelled_items(cell, trace, column, frequencies)
+    return learning_times(trace.steps, trace.losses).select(found.places), found.labels

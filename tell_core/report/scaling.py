@@ -168,7 +168,9 @@ def _finite_k(found: Json) -> list[Block]:
     measured = [row for row in found["arms"] if not row["reason"]]
     blocks: list[Block] = []
     if measured:
-        blocks += [_finite_k_table(measured), Text(_FINITE_K_NOTE, "note")]
+        num_known = measured[0].get("num_known", 0)
+        known = f" {plural(num_known, 'skill')} known before training left out." * (num_known > 0)
+        blocks += [_finite_k_table(measured), Text(_FINITE_K_NOTE + known, "note")]
         if reason := measured[0]["asymptotic_reason"]:
             blocks.append(Text(f"No limit for infinitely many skills is stated: {reason}.", "note"))
     blocks += [
@@ -231,7 +233,8 @@ _FINITE_K_NOTE = (
     "Predicted from the use of each skill in the general data, the exponent β of learning time on "
     "use, the scatter of learning times and the sharpness of single falls; the height of the curve "
     "is not predicted and was brought to the measured one. Slopes are taken from the first item "
-    "learned to the last probe, over items that had something to learn. A unit that counts as "
+    "learned to the last probe, over items that had something to learn. A skill is what the column "
+    "says, a composition being one of its own. A unit that counts as "
     "learned, at half of its loss before training, is taken to fall on to nothing: where more is "
     "left at the end than predicted, it did not. K → ∞ is the limit for "
     "infinitely many skills, −α / (β (1 + α)); at finite K it is off by 0.07 to 0.25 even where "

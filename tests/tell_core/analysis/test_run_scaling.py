@@ -13,9 +13,11 @@ from tests.tell_core.analysis.small_runs import (
     STEPS,
     World,
     by_use,
+    labels,
     one_seed_of,
     quantum_world,
     run_spec,
+    stepping_tests,
     write_run,
 )
 from tests.tell_core.analysis.test_use_frequency import write_general
@@ -83,6 +85,21 @@ def test_the_finite_k_slope_stands_beside_the_measured_one(scaled) -> None:
     assert "7 skills" in row["asymptotic_reason"]
     points = np.array([(p["measured"], p["predicted"]) for p in row["points"]])
     assert np.log(points[:, 0]).mean() == pytest.approx(np.log(points[:, 1]).mean())
+
+
+def test_skills_known_before_training_have_no_part_in_the_slope(tmp_path: Path) -> None:
+    def first_is_known(cell, generator):
+        is_first = np.array(labels()) == "a"
+        return np.where(is_first, 0.05, by_use(cell, generator))
+
+    run, _ = write_run(tmp_path, run_spec(), World(stepping_tests, quantum_world, first_is_known))
+    slopes = []
+    for num_more in (0, 3000):
+        (row, *_) = measure_scaling(run, write_general(tmp_path, num_more))["finite_k"]["arms"]
+        assert (row["num_quanta"], row["num_known"]) == (6, 1)
+        slopes.append(row["predicted_slope"]["mean"])
+
+    assert slopes[1] == pytest.approx(slopes[0])
 
 
 def test_unknown_use_is_said(quantum_run, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tell_core.analysis.power_law import zipf_frequencies
+from tell_core.analysis.power_law import power_law_fit, zipf_frequencies
 from tell_core.analysis.scaling import (
     MIN_POINTS,
     ScalingFit,
@@ -56,6 +56,27 @@ def test_units_of_x_and_of_the_loss_change_neither_exponent_nor_verdict(
     assert other.offset == pytest.approx(scale * fit.offset, rel=1e-3)
     for name, delta in fit.delta_aicc.items():
         assert other.delta_aicc[name] == pytest.approx(delta, abs=0.05)
+
+
+@given(exponents, st.floats(-0.5, 1), st.floats(0.01, 0.1), st.integers(0, 99))
+@few
+def test_no_law_ends_below_a_loss_of_zero(exponent, offset, noise, seed) -> None:
+    curve = np.maximum(offset + 3 * X**-exponent, 0.05)
+
+    fit = fit_scaling(X, seeds_of(curve, noise, seed=seed))
+
+    assert fit.offset is None or fit.offset >= 0
+
+
+def test_a_curve_on_its_way_below_zero_is_fitted_as_one_that_ends_at_zero() -> None:
+    x = np.logspace(0, 1, 12)
+    free = power_law_fit(x, 4 * x**-0.3 - 1)
+    bound = power_law_fit(x, 4 * x**-0.3 - 1, least_offset=0.0)
+
+    assert free.offset == pytest.approx(-1, abs=0.01)
+    assert bound.offset == 0
+    assert bound.exponent > free.exponent
+    assert fit_scaling(x, seeds_of(4 * x**-0.3 - 1, 0.01)).status != "power law"
 
 
 @given(st.permutations(range(4)))
@@ -204,7 +225,8 @@ def test_a_common_factor_of_use_changes_no_predicted_slope(factor: float) -> Non
         for share in (1.0, factor)
     ]
 
-    assert found[1].predicted_slope == pytest.approx(found[0].predicted_slope)
+    assert found[1].predicted == pytest.approx(found[0].predicted)
+    assert found[1].predicted.max() <= 1
 
 
 def test_units_of_equal_use_predict_no_slope() -> None:

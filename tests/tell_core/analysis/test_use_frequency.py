@@ -12,10 +12,13 @@ from tell_core.analysis.verdicts import judge
 from tests.tell_core.analysis.small_runs import QUANTUM, SKILLS, one_seed_of, run_spec, write_run
 
 
-def write_general(directory: Path) -> Path:
-    """Curated general data whose skills have the shares of `SKILLS`, the rest another skill."""
+def write_general(directory: Path, num_more: int = 0) -> Path:
+    """Curated general data whose skills have the shares of `SKILLS`, the rest another skill.
+
+    ``num_more`` rows of skill a are added to 1,000.
+    """
     names = [name for name, share in SKILLS.items() for _ in range(round(1000 * share))]
-    names += ["other"] * (1000 - len(names))
+    names += ["other"] * (1000 - len(names)) + ["a"] * num_more
     extra = [json.dumps({"skill": name}) for name in names]
     pq.write_table(pa.table({"extra": extra}), directory / "general.parquet")
     return directory

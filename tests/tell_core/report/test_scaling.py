@@ -101,6 +101,14 @@ def test_the_predicted_slope_stands_beside_the_measured_one(show) -> None:
     assert "4 skills" in said
     assert "too few skills" in said
     assert "0.07 to 0.25" in said
+    assert "known before training" not in said
+
+
+def test_skills_left_out_of_the_prediction_are_counted(show) -> None:
+    section = show([], {"reason": None, "arms": [PREDICTED | {"num_known": 12}]})
+
+    said = " ".join(block.text for block in section.blocks if isinstance(block, Text))
+    assert "12 skills known before training left out" in said
 
 
 def test_a_run_that_was_not_measured_says_how_to_measure_it(build_run: BuildRun) -> None:
