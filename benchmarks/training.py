@@ -87,7 +87,7 @@ class Bench:
         self.arguments = arguments
         self.device = resolve_device(arguments.device)
         self.base = _model(arguments, self.device)
-        self.utilisation: float | None = None
+        self.utilisations: list[float] = []
         self.out_of_memory = 0
         self._attached: nn.Module | None = None
         self.peaks: dict[str, int] = {}
@@ -139,7 +139,8 @@ class Bench:
         trainer = self._trainer()
         with tempfile.TemporaryDirectory() as out:
             took = _timed(lambda: trainer.run(Path(out), "benchmark"), self.device)
-        self.utilisation = trainer.model_flops_utilisation()
+        if (used := trainer.model_flops_utilisation()) is not None:
+            self.utilisations.append(used)
         self.out_of_memory = trainer.engine.num_out_of_memory
         return took
 
@@ -232,6 +233,7 @@ class Bench:
         ours = seconds["tell"]
         engine = self._trainer().engine
         counts, limits = engine.count_batches(), engine.limits
+        used = self.utilisations[1:]  # the first round warms up
         return {
             "versions": {name: _version(name) for name in ("torch", "transformers", "peft", "trl")},
             "model_parameters": sum(weight.numel() for weight in self.base.parameters()),
@@ -239,7 +241,7 @@ class Bench:
             "examples": len(self.mixture.order),
             "forward_passes": counts.forward_passes,
             "padding_share": counts.padding_share,
-            "model_flops_utilisation": self.utilisation,  # of the last run; see telemetry
+            "model_flops_utilisation": statistics.median(used) if used else None,  # see telemetry
             "num_out_of_memory": self.out_of_memory,
             "micro_batch_tokens": limits.max_tokens,
             "cpu_seconds" if self.device.type == "cpu" else "seconds": seconds,

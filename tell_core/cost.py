@@ -8,7 +8,9 @@ their speed replaces the estimate.
 import math
 import time
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -73,10 +75,9 @@ class Cost:
 
 def estimate_cost(spec: ExperimentSpec, curated: Stage, parameters: int) -> Cost:
     """Measure this machine for a second, or take what finished trainings of the run say."""
-    flops = _matrix_flops(spec) * _EFFICIENCY
     train_flop = parameters * _TRAIN_FLOP[spec.training.method]
     measured = _measured_tokens_per_second(curated.root)
-    train = 1 / measured if measured else train_flop / flops
+    train = 1 / measured if measured else train_flop / (_matrix_flops(spec) * _EFFICIENCY)
     pools = open_pools(curated.path, renderer_of(spec))
     test = pools.corpus("task_test")
     share = min(1.0, (spec.evaluation.max_items or math.inf) / test.num_examples)
@@ -124,13 +125,25 @@ def _measured_tokens_per_second(root: Path) -> float | None:
 
 
 def _matrix_flops(spec: ExperimentSpec) -> float:
-    """Measured speed of a matrix product as training will compute it, in FLOP per second."""
+    """Measured speed of a matrix product as training will compute it, in FLOP per second.
+
+    A GPU is asked by a process of its own: who has computed there keeps some of its memory, and a
+    GPU that serves one process at a time would refuse the trainings that follow.
+    """
     device = resolve_device(spec.training.device)
     precision = resolve_precision(spec.model.dtype, device, spec.training.method)
-    dtype = precision.compute or precision.weights
+    arguments = (device, precision.compute or precision.weights, spec.training.threads)
+    if device.type == "cpu":
+        return _product_flops(*arguments)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_product_flops, *arguments).result()
+
+
+def _product_flops(device: torch.device, dtype: torch.dtype, threads: int) -> float:
+    """The best of a few products, in FLOP per second."""
     size = 4096 if device.type == "cuda" else 512
     best = math.inf
-    with cpu_threads(spec.training.threads):
+    with cpu_threads(threads):
         matrix = torch.randn(size, size, device=device).to(dtype)
         for _ in range(8):
             start = time.perf_counter()

@@ -580,7 +580,11 @@ class Trainer:
         )
         if self.progress.num_out_of_memory:
             self.engine.num_out_of_memory = self.progress.num_out_of_memory
-            self.engine.limits = replace(self.engine.limits, max_tokens=self.progress.max_tokens)
+            # What memory allowed before; less where this machine or its user allow less.
+            most = (self.engine.limits.max_tokens, self.progress.max_tokens)
+            self.engine.limits = replace(
+                self.engine.limits, max_tokens=min(one for one in most if one is not None)
+            )
 
     def take_kept_weights(self) -> None:
         """Give the model the weights that are to be kept."""

@@ -831,12 +831,14 @@ def test_out_of_memory_makes_forward_passes_smaller_and_changes_nothing_else(
         assert other["tokens"] == one["tokens"]
 
 
-def test_after_an_interruption_memory_need_not_run_out_again(
+@pytest.mark.parametrize("then", ["auto", 10])
+def test_after_an_interruption_memory_need_not_run_out_again_and_a_smaller_limit_counts(
     base: LoadedModel,
     training_spec: Spec,
     write_inputs: Inputs,
     train: Callable[..., dict[str, Any]],
     tmp_path: Path,
+    then: Any,
 ):
     inputs, spec = write_inputs(), training_spec(checkpoint_seconds=1e-9, batch_size=8)
     hook = base.model.get_input_embeddings().register_forward_pre_hook(fits(40))
@@ -845,13 +847,14 @@ def test_after_an_interruption_memory_need_not_run_out_again(
             train(inputs, spec, on_progress=interrupt_at(2))
         before = json.loads(
             next((tmp_path / "out" / "checkpoints").glob("step-*1/state.json")).read_text()
-        )["state"]["num_out_of_memory"]
+        )["state"]
 
-        summary = train(inputs, spec)
+        summary = train(inputs, spec.model_copy(update={"micro_batch_tokens": then}))
     finally:
         hook.remove()
 
-    assert summary["num_out_of_memory"] == before > 0
+    assert summary["num_out_of_memory"] == before["num_out_of_memory"] > 0
+    assert summary["micro_batch_tokens"] == (before["max_tokens"] if then == "auto" else then)
     assert summary["steps"] == 6
 
 
