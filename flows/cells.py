@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 from prefect import flow
-from prefect.exceptions import TerminationSignal
 from prefect.futures import PrefectFuture, as_completed
 
 from flows.runners import LOCAL, open_runner
@@ -64,8 +63,9 @@ def cells_flow(
                 [run_cell.submit(spec, cell, curated, tuning) for cell in step.cells],
                 partial(_tell_ended, step.cells, is_remote),
             )
-    except (KeyboardInterrupt, TerminationSignal):
-        # Before the task runner joins its threads, which wait for the lanes.
+    except BaseException:
+        # Before the task runner joins its threads, which wait for the lanes. An interruption, a
+        # cancellation or the end of the flow's time, which Prefect raises as no Exception.
         stop_lanes()
         raise
     return outcomes, tuning, rounds
