@@ -5,6 +5,7 @@ often, and `tracking.track_cells` records at the end what is missing by then.
 """
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -16,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.tracking import MlflowClient
 
 from tasks.cell_news import followed_by
 from tasks.cell_runs import CellRuns
-from tasks.tracking import brief_requests, connect
+from tasks.tracking import BRIEF_SECONDS, brief_requests, connect
+from tell_core.errors import StoreError
 from tell_core.pipeline import CellOutcome
 from tell_core.spec.cells import Cell
 
@@ -27,8 +30,9 @@ logger = logging.getLogger(__name__)
 
 EVERY_SECONDS = 12.0  # between two looks at logs and machine
 LONGEST_PAUSE_SECONDS = 600.0  # between two tries of a store that is away
-CLOSE_SECONDS = 15.0  # longest wait at the end; a request is given up after 10 s
+CLOSE_SECONDS = 15.0  # longest wait at the end, of which no request begins in the last 10
 _TRIES = 3
+_SAID = 200  # most characters of an error that a warning quotes
 
 
 @contextmanager
@@ -64,6 +68,24 @@ class _News:
     num_failed: int = 0
 
 
+class _UntilClosed:
+    """A tracking client that begins no request any more when it is to leave the store to others.
+
+    Args:
+        client: Does what is asked.
+        is_over: Whether it is to refuse.
+    """
+
+    def __init__(self, client: MlflowClient, is_over: Callable[[], bool]) -> None:
+        self._client = client
+        self._is_over = is_over
+
+    def __getattr__(self, name: str) -> Any:
+        if self._is_over():
+            raise StoreError("the rest is recorded at the end")
+        return getattr(self._client, name)
+
+
 class Recorder:
     """A thread that opens, follows and closes the runs of cells, and measures the machine.
 
@@ -80,6 +102,7 @@ class Recorder:
         self._runs: CellRuns | None = None
         self._machine: Any = None
         self._next_look = 0.0
+        self._last_request = math.inf  # when one may begin for the last time
         self._wake = threading.Event()
         self._is_closed = self._is_failing = False
         self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
@@ -98,7 +121,11 @@ class Recorder:
         self._add(partial(self._fail, cell=cell))
 
     def close(self) -> None:
-        """End the thread; waits for what it is at, but not for a store that does not answer."""
+        """End the thread; waits for what it is at, but not for a store that does not answer.
+
+        A thread that is left behind begins nothing more: `track_cells` is about to record the same.
+        """
+        self._last_request = time.monotonic() + CLOSE_SECONDS - BRIEF_SECONDS
         self._is_closed = True
         self._wake.set()
         self._thread.join(CLOSE_SECONDS)
@@ -121,13 +148,17 @@ class Recorder:
         if self._runs is not None:
             self._is_done(self._measure_last)
 
+    def _is_over(self) -> bool:
+        return time.monotonic() > self._last_request
+
     def _is_done(self, step: Callable[[], None]) -> bool:
         """Do something with the store, unless it fails; a first failure is told."""
         try:
             step()
         except Exception as error:  # of whatever kind: training goes on, and the end tries again
-            if not self._is_failing:
-                logger.warning("MLflow: recorded later, training goes on (%s)", error)
+            if not (self._is_failing or self._is_closed):
+                said = " ".join(str(error).split())[:_SAID]
+                logger.warning("MLflow: recorded later, training goes on (%s)", said)
             self._is_failing, self._runs = True, None
             return False
         self._is_failing = False
@@ -136,7 +167,8 @@ class Recorder:
     def _look(self) -> None:
         """Record the news; from time to time also what logs and machine say."""
         if self._runs is None:
-            self._runs = CellRuns(connect(self._root), self._record)
+            client = _UntilClosed(connect(self._root), self._is_over)
+            self._runs = CellRuns(client, self._record)  # type: ignore[arg-type]
         for _ in range(len(self._news)):
             if self._is_closed:
                 return

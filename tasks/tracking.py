@@ -40,9 +40,10 @@ _RECORD = "tracking.json"
 _TOKENS = ".tokens.arrow"
 # Waits before recording is tried again: longer together than a server takes to be restarted.
 _PATIENCE_SECONDS = [5.0, 20.0, 60.0]
+BRIEF_SECONDS = 10  # longest wait for an answer while others wait
 # While others wait: each request is tried once, and says nothing on the console.
 _BRIEF = {
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": str(BRIEF_SECONDS),
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }

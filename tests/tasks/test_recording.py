@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 
 from tasks import recording
 from tasks.cell_news import tell_begun, tell_failed, tell_finished
-from tasks.cell_runs import child_runs
+from tasks.cell_runs import CellRuns, child_runs
 from tasks.recording import recorded_meanwhile
 from tasks.stores import tracking_uri
 from tasks.tracking import brief_requests, connect, end_experiment
@@ -173,6 +173,46 @@ def test_news_that_cannot_be_recorded_keep_no_other_from_being_recorded(
         tell_finished(broken)  # it has no files
         tell_finished(outcome)
         wait_until(lambda: statuses(client, record).get(outcome.cell.name) == "FINISHED")
+
+
+class Slow:
+    """A client each of whose requests takes a while."""
+
+    def __init__(self, client: MlflowClient) -> None:
+        self._client = client
+        self.began: list[float] = []
+
+    def __getattr__(self, name: str) -> Any:
+        def slow(*arguments: Any, **named: Any) -> Any:
+            self.began.append(time.monotonic())
+            time.sleep(0.3)
+            return getattr(self._client, name)(*arguments, **named)
+
+        return slow
+
+
+def test_a_thread_that_is_left_behind_begins_no_request_while_the_end_records_the_same(
+    client: MlflowClient, record: dict[str, Any], root: Path, monkeypatch: pytest.MonkeyPatch
+):
+    outcome, slow = planned(root, 5), Slow(client)
+    train(outcome, 5, is_over=True)
+    evaluate(outcome)
+    monkeypatch.setattr(recording, "connect", lambda _root: slow)
+    monkeypatch.setattr(recording, "CLOSE_SECONDS", 0.6)
+    monkeypatch.setattr(recording, "BRIEF_SECONDS", 0.4)
+
+    with recorded_meanwhile(root, record):
+        tell_finished(outcome)
+        wait_until(lambda: len(slow.began) > 1)  # it has begun to record the cell
+        leaving = time.monotonic()
+    closed = time.monotonic()
+    CellRuns(client, record).record(outcome)
+    wait_until(lambda: not any(thread.name == "recorder" for thread in threading.enumerate()))
+
+    assert closed < leaving + 2.0
+    assert max(slow.began) < leaving + 0.8
+    assert statuses(client, record) == {outcome.cell.name: "FINISHED"}
+    assert len(list(child_runs(client, record))) == 1
 
 
 def test_where_nothing_is_tracked_nothing_is_started(root: Path):
