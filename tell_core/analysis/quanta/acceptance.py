@@ -36,6 +36,7 @@ CONTROLS: Mapping[str, str] = MappingProxyType(
     {
         "gradients": "tell_core.analysis.quanta.controls:check_gradients",
         "projection": "tell_core.analysis.quanta.controls:check_projection",
+        "cost": "tell_core.analysis.quanta.cost:check_cost",
         "mixture": "tell_core.analysis.quanta.controls:check_planted_mixture",
         "random": "tell_core.analysis.quanta.controls:check_random_vectors",
         "gaussian": "tell_core.analysis.quanta.controls:check_gaussian_subtasks",

@@ -267,7 +267,7 @@ def parity_subtasks(num_subtasks: int, num_bits: int) -> Draw:
 
 def _network_agreement(draw: Draw, *, num_inputs: int, num_answers: int, num_steps: int) -> float:
     """Agreement of gradient clusters with the subtasks, over samples that are learned."""
-    with _settled():
+    with settled():
         network = nn.Sequential(nn.Linear(num_inputs, 256), nn.ReLU(), nn.Linear(256, num_answers))
         generator = torch.Generator().manual_seed(0)
         optimiser = torch.optim.Adam(network.parameters(), lr=2e-3)
@@ -329,7 +329,7 @@ def planted_language_model(
     generator = np.random.default_rng(seed)
     table = np.stack([generator.permutation(_NUM_ANSWERS) for _ in range(_NUM_SKILLS)])
     sizes = (_NUM_ANSWERS, _NUM_SKILLS, _NUM_ANSWERS, _NUM_FILLERS)
-    with _settled(seed):
+    with settled(seed):
         config = LlamaConfig(
             vocab_size=sum(sizes),
             hidden_size=64,
@@ -373,7 +373,7 @@ def _planted_examples(
 
 
 @contextmanager
-def _settled(seed: int = 0) -> Iterator[None]:
+def settled(seed: int = 0) -> Iterator[None]:
     """One CPU thread and fixed random weights: what a control measures is the same every time."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
