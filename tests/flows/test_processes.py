@@ -26,6 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 PROJECT = Path(__file__).resolve().parents[2]
 GONE_WITHIN_SECONDS = 10.0
+LIMIT_SECONDS = 100  # of a flow, long enough for it to begin to train on a busy machine
 NOTED_WITHIN_SECONDS = 60.0  # a killed run is noted by a process that first imports MLflow
 
 
@@ -184,3 +185,33 @@ def test_a_training_under_a_worker_ends_with_it_and_with_a_cancellation(
         wait_until(lambda: not any(map(works, lanes)), GONE_WITHIN_SECONDS)
     wait_until(lambda: is_free(root), asked_at + 2 * GONE_WITHIN_SECONDS - time.monotonic())
     wait_until(lambda: status_of(root) == "KILLED", NOTED_WITHIN_SECONDS)
+
+
+def test_a_run_whose_time_is_over_ends_its_training_and_says_so(
+    worker: "subprocess.Popen[bytes]", long_spec: Path, tmp_path: Path
+):
+    from prefect.flows import Flow
+
+    root = tmp_path / "run"
+    (tmp_path / "limited.py").write_text(
+        "from flows.request import request_experiment\n"
+        f"limited = request_experiment.with_options(timeout_seconds={LIMIT_SECONDS})\n"
+    )
+    deployed = Flow.from_source(str(tmp_path), "limited.py:limited").deploy(
+        "limited", work_pool_name="here", print_next_steps=False, ignore_warnings=True
+    )
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run_from_deployment(
+            deployed, parameters={"spec_file": str(long_spec), "out": str(root)}
+        )
+        wait_until(lambda: trainings(root), LIMIT_SECONDS + 60)
+        lanes = trainings(root)
+
+        wait_until(lambda: not any(map(works, lanes)), LIMIT_SECONDS + GONE_WITHIN_SECONDS)
+        wait_until(lambda: client.read_flow_run(run.id).state.is_final(), 60)
+        state = client.read_flow_run(run.id).state
+
+    assert (state.type, state.name) == ("FAILED", "TimedOut")
+    assert is_free(root)
+    assert status_of(root) == "FAILED"
+    assert statuses_of_cells(root) == {"FAILED"}

@@ -7,12 +7,16 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from mlflow.tracking import MlflowClient
 from prefect.testing.utilities import prefect_test_harness
 
-from flows import runners
+from flows import experiment, runners
 from flows.experiment import run_experiment
 from flows.runners import check_runner
+from tasks import recording
+from tasks.cell_runs import child_runs
 from tasks.progress import DONE, listen
+from tasks.tracking import read_record
 from tell_core.errors import InputError
 from tell_core.lanes import VISIBLE_GPUS
 from tell_core.spec.model import TrainingSpec
@@ -102,6 +106,36 @@ def test_a_cluster_gives_the_results_of_this_machine(
             root / "stages" / cell["evaluate"] / "predictions.jsonl" for root in (tmp_path, local)
         ]
         assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("runner", ["dask", "ray"])
+def test_cells_of_a_cluster_are_recorded_while_others_are_computed(
+    runner: str, harness: None, spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip(f"prefect_{runner}")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(recording, "EVERY_SECONDS", 0.5)
+    root, record_rest, before = tmp_path / "run", experiment.track_cells, set[str]()
+
+    def finished() -> list[str]:
+        record = read_record(root)
+        assert record is not None
+        found = child_runs(MlflowClient(record["uri"], record["uri"]), record)
+        return [str(run.info.run_name) for run in found if run.info.status == "FINISHED"]
+
+    def track_cells(*arguments: Any) -> Any:
+        before.update(finished())
+        return record_rest(*arguments)
+
+    monkeypatch.setattr(experiment, "track_cells", track_cells)
+
+    run_experiment(spec, [], root, True, False, runner)
+
+    cells = read_json(root / "manifest.json")["cells"]
+    assert before
+    assert sorted(finished()) == sorted(cells)
 
 
 @pytest.mark.slow
