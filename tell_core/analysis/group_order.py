@@ -48,12 +48,28 @@ def shared_before_specific(run: RunCells, split: Split) -> Finding:
     remark = (
         f"Log-rank z = {test.z:.1f}; {int(is_shared.sum())} observations of shared and"
         f" {int((~is_shared).sum())} of specific units, split registered as {split.digest}."
+        f" {_for_good(run, split)}"
     )
     figure = {
         "survival": _survival(times, is_shared, log_general == log_general.max()),
         "groups": split.counts(),
     }
     return Finding("P2", CLAIMS["P2"], tuple(components), needs, remark, figure)
+
+
+def _for_good(run: RunCells, split: Split) -> str:
+    """The first part by another definition of learned, in words; it is no part of the verdict."""
+    found = observations_of(run, split, is_for_good=True)
+    assert not isinstance(found, str), "the same units as by the first fall"
+    try:
+        part = group_effect(*found, run.resampling)
+    except AnalysisError as error:
+        return f"By the step from which losses stay at most half: {error}."
+    low, high = (end if end is not None else float("nan") for end in (part.low, part.high))
+    return (
+        "Learned is the first fall to half. By the step from which on losses stay there, the first"
+        f" part is {part.estimate:.2f} ({low:.2f} to {high:.2f}), p = {part.p_value:.2g}."
+    )
 
 
 def _survival(
@@ -65,11 +81,12 @@ def _survival(
 
 
 def observations_of(
-    run: RunCells, split: Split
+    run: RunCells, split: Split, *, is_for_good: bool = False
 ) -> tuple[Observations, BoolArray, FloatArray] | str:
     """Times of all shared and specific units in all TELL cells, or what is missing for that.
 
-    With it whether each is shared, and its log general tokens.
+    With it whether each is shared, and its log general tokens. ``is_for_good``: see
+    `learning_times`.
     """
     parts: list[tuple[LearningTimes, Any, Any, FloatArray]] = []
     cells = traced(run.of("tell", task_budget_tokens=run.task_budget))
@@ -79,7 +96,8 @@ def observations_of(
         units = task_units(trace)
         groups = split.of(units.names)
         chosen = (groups == "shared") | (groups == "specific")
-        times = learning_times(units.steps, units.losses).select(chosen)
+        times = learning_times(units.steps, units.losses, is_for_good=is_for_good)
+        times = times.select(chosen)
         log_general = np.full(int(chosen.sum()), np.log(cell.general_budget_tokens or 1))
         parts.append((times, groups[chosen] == "shared", units.items[chosen], log_general))
     counts = Counter(parts[0][1].tolist())

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from itertools import combinations, product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from tell_core.analysis.registration import Split, task_units
+from tell_core.analysis.registration import Split, Units, task_units
 from tell_core.analysis.run_cells import RunCells
 from tell_core.analysis.sequence import (
+    LEARNED_SHARE,
     LearningTimes,
     learning_order,
     learning_times,
@@ -28,11 +29,13 @@ def learning_orders(run: RunCells, split: Split | None = None) -> dict[str, Any]
 
     Returns:
         The content of sequence.json: names of the ``units`` and their ``groups`` (null without a
-        split); by arm ``num_seeds``, ``last_step`` and ``order``, a row of `learning_order` for
-        each unit; agreement of the seeds of an arm (``within_arm``) and of its seeds with those of
-        `tell` (``with_tell``), null where it is not defined.
+        split); by arm ``num_seeds``, ``last_step``, ``lost_share`` and ``order``, a row of
+        `learning_order` for each unit; agreement of the seeds of an arm (``within_arm``) and of
+        its seeds with those of `tell` (``with_tell``), null where it is not defined. A unit is
+        learned when its loss first is at most half of that before training; ``lost_share`` of
+        those learned are above it at the last probe.
     """
-    names, times, last_steps = _times_by_arm(run)
+    names, times, lasts = _times_by_arm(run)
     confidence = run.resampling.confidence
     tell = times.get("tell", [])
     return {
@@ -48,7 +51,8 @@ def learning_orders(run: RunCells, split: Split | None = None) -> dict[str, Any]
         "arms": {
             arm: {
                 "num_seeds": len(found),
-                "last_step": last_steps[arm],
+                "last_step": max(one.step for one in lasts[arm]),
+                "lost_share": float(np.mean([one.lost_share for one in lasts[arm]])),
                 "order": learning_order(found, confidence),
             }
             for arm, found in times.items()
@@ -56,13 +60,28 @@ def learning_orders(run: RunCells, split: Split | None = None) -> dict[str, Any]
     }
 
 
+class _Last(NamedTuple):
+    """The last probe of a training: its step, and the share of the units learned then lost."""
+
+    step: int
+    lost_share: float
+
+    @classmethod
+    def of(cls, units: Units, times: LearningTimes) -> "_Last":
+        is_learned = times.is_learned & ~times.was_known
+        is_lost = units.losses[-1] > LEARNED_SHARE * units.losses[0]
+        return cls(
+            int(units.steps[-1]), float((is_lost & is_learned).sum() / max(1, is_learned.sum()))
+        )
+
+
 def _times_by_arm(
     run: RunCells,
-) -> tuple[tuple[str, ...], dict[str, list[LearningTimes]], dict[str, int]]:
-    """Names of the units; by arm their learning times, a training per seed, and its last step."""
+) -> tuple[tuple[str, ...], dict[str, list[LearningTimes]], dict[str, list[_Last]]]:
+    """Names of the units; by arm their learning times and last probes, a training per seed."""
     names: tuple[str, ...] = ()
     times: dict[str, list[LearningTimes]] = {}
-    last_steps: dict[str, int] = {}
+    lasts: dict[str, list[_Last]] = {}
     for cell in run.cells:
         at_task = cell.task_budget_tokens == run.task_budget
         at_general = cell.general_budget_tokens in (None, run.general_budget)
@@ -71,8 +90,8 @@ def _times_by_arm(
             units = task_units(trace)
             names = units.names
             times.setdefault(cell.arm, []).append(learning_times(units.steps, units.losses))
-            last_steps[cell.arm] = max(last_steps.get(cell.arm, 0), int(units.steps[-1]))
-    return names, times, last_steps
+            lasts.setdefault(cell.arm, []).append(_Last.of(units, times[cell.arm][-1]))
+    return names, times, lasts
 
 
 def _agreement(

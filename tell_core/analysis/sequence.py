@@ -104,7 +104,11 @@ class LogRank(NamedTuple):
 
 
 def learning_times(
-    steps: npt.NDArray[Any], losses: FloatArray, base_losses: FloatArray | None = None
+    steps: npt.NDArray[Any],
+    losses: FloatArray,
+    base_losses: FloatArray | None = None,
+    *,
+    is_for_good: bool = False,
 ) -> LearningTimes:
     """When the loss of each unit first is at most half of what it was before training.
 
@@ -112,8 +116,11 @@ def learning_times(
         steps: Shape (P,). Optimiser steps at the probes, rising.
         losses: Shape (P, U). Loss in nats.
         base_losses: Shape (U,). Loss before training; by default that of the first probe.
+        is_for_good: Whether it has to stay so: not the first fall counts then, but the last.
     """
     base = losses[0] if base_losses is None else base_losses
+    if is_for_good:
+        losses = np.maximum.accumulate(losses[::-1], axis=0)[::-1]
     target = LEARNED_SHARE * base
     is_below = losses <= target
     is_learned = np.asarray(is_below.any(axis=0))

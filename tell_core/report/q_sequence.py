@@ -35,7 +35,8 @@ _LEAD = ("tell", "sft_matched", "sft")  # drawn first where there are more arms 
 _INTRO = (
     "The Q sequence is the order in which the units of the task (response tokens, or whole items "
     "where no tokens were traced) are learned: the step at which the loss of a unit is first at "
-    "most half of what it was before training. {task} task and {general} general tokens. {counts}"
+    "most half of what it was before training; it may rise again. {task} task and {general} "
+    "general tokens. {counts}"
 )
 _CAPTION = (
     "Each line is a unit, from the one that {lead} learns first (top) to the last, in the same "
@@ -146,11 +147,12 @@ def _legend(rows: Sequence[SequenceRow]) -> tuple[LegendKey, ...]:
 
 
 def _agreement(sequence: Json, arms: Mapping[str, Json]) -> Table:
-    numeric = ("Seeds", "Units", "Kendall's τ between its seeds", "Spearman's ρ",
+    numeric = ("Seeds", "Units", "Lost again", "Kendall's τ between its seeds", "Spearman's ρ",
                "τ with the seeds of TELL", "ρ with TELL")  # fmt: skip
     return Table(
         caption="Agreement of learning orders: mean over pairs of trainings, with the least and "
-        "greatest pair (1 is the same order, 0 none, −1 the opposite)",
+        "greatest pair (1 is the same order, 0 none, −1 the opposite). Lost again: of the units "
+        "learned, those above half of their loss before training at the last probe",
         columns=("Arm", *numeric),
         rows=tuple(
             _agreement_row(
@@ -170,6 +172,7 @@ def _agreement_row(
         Entry(arm_label(arm)),
         Entry(str(entry["num_seeds"])),
         Entry(format_count(units)),
+        Entry(format_share(entry.get("lost_share")), value=as_number(entry.get("lost_share"))),
         *(entry for found in (within, with_tell) for entry in (_kendall(found), _spearman(found))),
     )
 

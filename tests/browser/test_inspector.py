@@ -145,6 +145,20 @@ def test_a_click_opens_tokens_curves_of_both_arms_and_what_pushes(
     assert "prompt 2 answer" in browser.texts("#detail .whole li")[1]
 
 
+def test_what_is_learned_and_rises_again_is_said_to_be_lost(
+    browser: Browser, tmp_path: Path
+) -> None:
+    lost = cluster(0, 3)
+    lost["curves"]["sft"] |= {"losses": [4.0, 1.0, 5.0], "learned_step": 3}
+
+    browser.open(write_page(tmp_path, [lost]))
+
+    assert browser.texts("#detail .legend li") == [
+        "tell: learned at step 3",
+        "sft: learned at step 3, lost again",
+    ]
+
+
 def test_keys_open_a_quantum_and_buttons_go_on(browser: Browser, inspector: Path) -> None:
     from selenium.webdriver.common.keys import Keys
 

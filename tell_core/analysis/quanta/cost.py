@@ -111,7 +111,8 @@ def random_model(width: int, num_layers: int) -> nn.Module:
         num_attention_heads=4,
         max_position_embeddings=128,
     )
-    return LlamaForCausalLM(config).eval()
+    model: nn.Module = LlamaForCausalLM(config)
+    return model.eval()
 
 
 def random_samples(count: int) -> EncodedExamples:

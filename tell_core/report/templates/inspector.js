@@ -155,7 +155,8 @@
       const key = element("li");
       const swatch = element("span", "swatch");
       swatch.style.background = `var(--${arm.colour})`;
-      const when = curve.was_known ? "known before" : curve.learned_step === null ? "not learned" : `learned at step ${curve.learned_step}`;
+      const isLost = curve.losses[curve.losses.length - 1] > curve.losses[0] / 2;
+      const when = curve.was_known ? "known before" : curve.learned_step === null ? "not learned" : `learned at step ${curve.learned_step}${isLost ? ", lost again" : ""}`;
       key.append(swatch, document.createTextNode(`${arm.name}: ${when}`));
       legend.append(key);
     }

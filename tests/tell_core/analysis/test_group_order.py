@@ -35,6 +35,8 @@ def test_shared_units_come_first_and_general_data_moves_them_alone(quantum_run) 
     (row,) = judge([found], 0.95)
     assert row["verdict"] == "supported"
     assert found.components[1].estimate == pytest.approx(0.5, abs=0.15)
+    # Nothing rises again here, so that both definitions of learned give the same.
+    assert f"the first part is {found.components[0].estimate:.2f}" in found.remark
     assert split.counts() == {"shared": NUM_TASK // 2, "specific": NUM_TASK // 2,
                               "neither": 0, "known": 0}  # fmt: skip
 

@@ -1,11 +1,21 @@
 """The Q sequence of a run."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from tell_core.analysis.learning_orders import learning_orders
 from tell_core.analysis.registration import register_split
-from tests.tell_core.analysis.small_runs import NUM_TASK
+from tests.tell_core.analysis.small_runs import (
+    NUM_TASK,
+    World,
+    by_use,
+    quantum_world,
+    run_spec,
+    stepping_tests,
+    write_run,
+)
 
 
 def test_learning_orders_of_seeds_agree_where_groups_differ(quantum_run) -> None:
@@ -44,3 +54,23 @@ def test_what_sft_never_learns_is_censored_at_its_last_step(quantum_run) -> None
     assert never["learned_share"] == 0
     assert never["step"] == pytest.approx(sft["last_step"])
     assert never["step_high"] is None
+
+
+def test_what_is_learned_and_lost_again_is_counted(tmp_path: Path) -> None:
+    def forgetting(cell, generator):
+        losses = quantum_world(cell, generator)
+        losses[-1, : NUM_TASK // 4] = 1.9  # of 2 nats
+        return losses
+
+    spec = run_spec(budgets={"task_tokens": [480], "general_tokens": [9400]})
+    run, _ = write_run(tmp_path, spec, World(stepping_tests, forgetting, by_use))
+
+    arms = learning_orders(run)["arms"]
+
+    assert arms["tell"]["lost_share"] == pytest.approx(1 / 4)
+
+
+def test_what_stays_learned_is_not_lost(quantum_run) -> None:
+    arms = learning_orders(quantum_run[0])["arms"]
+
+    assert {entry["lost_share"] for entry in arms.values()} == {0}

@@ -53,6 +53,27 @@ def test_the_time_of_learning_is_interpolated_between_probes() -> None:
     assert np.exp(times.log_times[0]) == pytest.approx(np.sqrt(4 * 8))
 
 
+def test_learned_for_good_is_the_last_fall() -> None:
+    losses = np.array([[2.0, 2.0], [0.5, 0.5], [1.8, 1.8], [0.5, 0.4], [0.1, 1.9], [0.1, 1.9]])
+
+    first, last = (learning_times(STEPS, losses, is_for_good=good) for good in (False, True))
+
+    assert first.probes.tolist() == [1, 1]
+    assert last.probes.tolist() == [3, len(STEPS)]
+    assert last.is_learned.tolist() == [True, False]
+
+
+@given(st.integers(0, 1000))
+@settings(max_examples=25, deadline=None)
+def test_nothing_is_learned_for_good_before_it_is_learned(seed: int) -> None:
+    losses = np.random.default_rng(seed).uniform(0.1, 2, (6, 5))
+
+    first, last = (learning_times(STEPS, losses, is_for_good=good) for good in (False, True))
+
+    assert (last.probes >= first.probes).all()
+    assert np.array_equal(last.base_losses, first.base_losses)
+
+
 def test_a_unit_that_stays_above_half_its_loss_is_censored_at_the_last_probe() -> None:
     losses = np.linspace(2.0, 1.1, 6)[:, None]
 
