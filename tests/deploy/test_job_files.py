@@ -1,6 +1,7 @@
 """The job files under deploy/: read by their interpreters, and their commands by ours."""
 
 import os
+import re
 import shlex
 import signal
 import stat
@@ -13,6 +14,7 @@ import pytest
 import yaml
 
 from tell_core.bundles.__main__ import _parser, share_of
+from tell_core.training.stopping import STOP_VARIABLE
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 SLURM = DEPLOY / "slurm" / "cells.sbatch"
@@ -103,6 +105,20 @@ def test_the_kubernetes_job_gives_every_bundle_to_one_worker(job: dict[str, Any]
     assert given.share == f"5/{spec['completions']}"
     assert all(path.is_relative_to(mount) for path in [*given.bundles, given.model])
     assert spec["podFailurePolicy"]["rules"][0]["onExitCodes"]["containerName"] == container["name"]
+
+
+def test_workers_are_told_of_less_time_than_they_have_until_they_are_killed(job: dict[str, Any]):
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    told = {entry["name"]: entry["value"] for entry in container["env"]}
+    slurm = SLURM.read_text()
+    grace = re.search(r"--signal=B:TERM@(\d+)", slurm)
+    default = re.search(rf"{STOP_VARIABLE}:-(\d+)", slurm)
+
+    assert grace
+    assert default
+    assert 60 < float(told[STOP_VARIABLE]) < pod["terminationGracePeriodSeconds"]
+    assert 60 < float(default[1]) < float(grace[1])
 
 
 @pytest.mark.parametrize("readme", [DEPLOY / "README.md"])
