@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.flow_runs import pause_flow_run
@@ -65,7 +65,9 @@ def promote_with_approval(
         return nothing_to_do("a person declined")
     decision = decide(name, version, answer.force_reason.strip() or None)
     get_run_logger().info("%s", decision.sentence())
-    create_markdown_artifact(key="promotion", markdown=decision.sentence())
+    # A table: a person's reason is text that Prefect's Markdown would let become a link.
+    rows = [{"decision": decision.sentence()}]
+    create_table_artifact(key="decision", table=rows, description="What was decided")
     return decision.as_json()
 
 
