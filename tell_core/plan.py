@@ -38,9 +38,10 @@ class CellPlan:
         ledger: Its token ledger, equal to the one the run will write.
         num_trainings: 1, or the number of learning rates compared, or 0.
         is_tuning: Whether it only serves the choice of learning rate and epochs.
-        batches: Steps, forward passes and padding of one training, equal to those of the run as
-            long as memory suffices and packing is right for the model; None where nothing is
-            trained.
+        batches: Steps, forward passes and padding of one training, equal to those of a run on this
+            machine as long as memory suffices and packing is right for the model; None where
+            nothing is trained. ``micro_batch_tokens: auto`` makes forward passes of a GPU larger
+            than those of a CPU; ``device: cuda`` counts them where there is none.
     """
 
     cell: Cell

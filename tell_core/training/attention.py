@@ -220,6 +220,8 @@ def choose_limits(
 def planned_limits(model: PreTrainedModel, training: TrainingSpec) -> Limits:
     """What `choose_limits` will give if the numbers of packed examples are right, too.
 
+    On a machine like this, with a GPU or without; for ``device: cuda`` on one with.
+
     Args:
         model: Its weights are not looked at; see `models.skeleton`.
         training: Gives the wished layout and the sizes.

@@ -11,6 +11,7 @@ is counted has to be done: MFU of adapters compares with other trainings of adap
 
 from __future__ import annotations
 
+import re
 import time
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -25,6 +26,8 @@ from tell_core.training.models import is_stack_of_experts
 
 # Dense matrix products in bfloat16, without sparsity, as the makers' data sheets give them.
 _PEAK_BFLOAT16 = {
+    "H200 NVL": 835e12,
+    "GH200": 989e12,
     "H200": 989e12,
     "H100 NVL": 835e12,
     "H100 PCIe": 756e12,
@@ -124,8 +127,7 @@ def peak_flops(device: torch.device, precision: Precision, threads: int) -> floa
     if device.type == "cuda":
         if dtype != torch.bfloat16:
             return None
-        name = torch.cuda.get_device_name(device)
-        return next((peak for known, peak in _PEAK_BFLOAT16.items() if known in name), None)
+        return _peak_of_gpu(torch.cuda.get_device_name(device))
     del threads  # part of what the measurement is remembered by
     matrix = torch.ones(_MATRIX_SIZE, _MATRIX_SIZE, dtype=dtype)
     best = float("inf")
@@ -134,3 +136,13 @@ def peak_flops(device: torch.device, precision: Precision, threads: int) -> floa
         torch.mm(matrix, matrix)
         best = min(best, time.perf_counter() - started)
     return 2 * _MATRIX_SIZE**3 / best
+
+
+def _peak_of_gpu(name: str) -> float | None:
+    """By the name that the driver gives; of a part of a GPU (MIG) the peak is not known."""
+    if "MIG" in name:
+        return None
+    whole_words = (
+        peak for known, peak in _PEAK_BFLOAT16.items() if re.search(rf"\b{known}\b", name)
+    )
+    return next(whole_words, None)

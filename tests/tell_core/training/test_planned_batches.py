@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tell_core.errors import ModelError
 from tell_core.pipeline import curate_stage, mix_stage, settled, train_stage
@@ -87,3 +88,23 @@ def test_the_layout_is_known_from_the_code_of_a_model(family: str, tokenizer: An
     if family in STRUCTURAL:
         with pytest.raises(ModelError, match=family):
             layout("packed")
+
+
+@pytest.mark.parametrize(
+    ("device", "has_gpu", "tokens"),
+    [
+        ("auto", False, 1024),
+        ("auto", True, 4096),
+        ("cpu", True, 1024),
+        ("cuda", True, 4096),
+        ("cuda", False, 4096),  # planned here, run elsewhere
+    ],
+)
+def test_forward_passes_are_planned_for_the_device_that_will_compute_them(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    device: str, has_gpu: bool, tokens: int,
+):  # fmt: skip
+    model = skeleton(str(write_family(CONFIGS["llama"], tokenizer, tmp_path / "model")))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+
+    assert planned_limits(model, _training_spec(device=device)).max_tokens == tokens

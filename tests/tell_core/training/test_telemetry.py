@@ -10,7 +10,13 @@ from tell_core.training.collation import collate
 from tell_core.training.devices import Precision
 from tell_core.training.losses import supervised_nll
 from tell_core.training.models import LoadedModel, attach_lora, detach_adapter
-from tell_core.training.telemetry import ModelSizes, model_sizes, peak_flops, step_flops
+from tell_core.training.telemetry import (
+    ModelSizes,
+    _peak_of_gpu,
+    model_sizes,
+    peak_flops,
+    step_flops,
+)
 
 CPU = torch.device("cpu")
 
@@ -57,3 +63,21 @@ def test_the_peak_of_a_cpu_is_measured_once():
     assert first is not None
     assert first > 1e8
     assert peak_flops(CPU, precision, 1) == first
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA GH200 480GB", 989e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40", None),
+        ("NVIDIA A10G", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+    ],
+)
+def test_the_peak_of_a_gpu_is_that_of_its_whole_name(name: str, peak: float | None):
+    assert _peak_of_gpu(name) == peak
