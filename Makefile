@@ -87,6 +87,7 @@ bench-run: setup
 	$(BIN)/python benchmarks/scoring.py --model $(MODEL) --inputs $(MIXTURE)
 	$(if $(WORLD),$(BIN)/python benchmarks/orchestration_overhead.py --world $(WORLD))
 	$(if $(WORLD),$(BIN)/python benchmarks/selection.py $(WORLD))
+	$(if $(WORLD),$(BIN)/python benchmarks/probes.py --world $(WORLD))
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
