@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 
 from flows.serving import HOST, STOP_SECONDS, answers, await_answer, prefect_environment
@@ -121,6 +122,8 @@ def up(home: Path, prefect_port: int, mlflow_port: int, say: Say) -> list[Runnin
         say("deploying")
         _deploy(environment)
         if "worker" not in known:
+            for run in _end_left_runs(f"{prefect}/api"):
+                say(f"marked as crashed, as its worker is gone: {run}")
             say("starting worker")
             worker = ["-m", "prefect", "worker", "start", "--pool", WORK_POOL, "--type", "process"]
             known["worker"] = _start(home, "worker", "", worker, environment, known)
@@ -247,6 +250,27 @@ def _deploy(environment: Mapping[str, str]) -> None:
         if done.returncode:
             said = (done.stderr or done.stdout).strip()[-800:]
             raise TellError(f"`prefect {' '.join(command)}` failed: {said}")
+
+
+def _end_left_runs(api: str) -> list[str]:
+    """Mark the runs of a worker that is gone; returns their names.
+
+    When a machine goes down, or the worker and its runs are killed together, nobody is left to say
+    so: Prefect would count them as running for ever, and the GPU queue would let no other pass. One
+    that is just ending says the same of itself.
+    """
+    left = {"any_": ["PENDING", "RUNNING", "CANCELLING", "PAUSED"]}
+    wanted = {
+        "flow_runs": {"state": {"type": left}},
+        "work_pools": {"name": {"any_": [WORK_POOL]}},
+    }
+    crashed = {"type": "CRASHED", "message": "Its worker was gone when `tell up` came again."}
+    found = httpx.post(f"{api}/flow_runs/filter", json=wanted, timeout=60.0)
+    found.raise_for_status()
+    for run in found.json():
+        change = {"state": crashed, "force": True}
+        httpx.post(f"{api}/flow_runs/{run['id']}/set_state", json=change, timeout=60.0)
+    return [str(run["name"]) for run in found.json()]
 
 
 def _end(process: psutil.Process) -> None:

@@ -13,6 +13,7 @@ import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
+from flows import services
 from flows.curation import changed_sources
 from flows.scheduling import is_under_way, work_state
 from tell_core.results import sole_owner
@@ -352,6 +353,32 @@ def test_cancelling_a_run_by_the_page_stops_its_training(
     assert gone
     assert not alive
     assert not is_under_way(out)
+
+
+@pytest.mark.slow
+def test_runs_that_are_lost_with_their_worker_keep_no_other_from_the_queue(
+    servers: Platform, form: dict, finished: dict, world: Path, tmp_path: Path
+):
+    """As when the machine goes down: nobody is left to tell the server."""
+    asked, _, _ = begin_endless(servers, world, tmp_path)
+    worker = psutil.Process(worker_of(servers))
+    killed = [*worker.children(recursive=True), worker]
+    for process in killed:
+        process.suspend()
+    for process in killed:
+        process.kill()
+    psutil.wait_procs(killed, timeout=20)
+    before = servers.get(f"flow_runs/{asked}")["state_type"]
+
+    ports = [int(address.rpartition(":")[2]) for address in (servers.prefect, servers.mlflow)]
+    services.up(servers.home, *ports, print)
+    after = servers.get(f"flow_runs/{asked}")
+    later = servers.run("experiment", 240, **form)
+
+    assert before == "RUNNING"
+    assert after["state_type"] == "CRASHED"
+    assert "worker was gone" in after["state"]["message"]
+    assert later["state_name"] == DONE
 
 
 def worker_of(servers: Platform) -> int:
