@@ -138,7 +138,7 @@ def _table(rows: Sequence[Json]) -> Table:
                "Verdict", "Why")  # fmt: skip
     entries = tuple(
         (
-            Entry(_KINDS[row["kind"]][1]),
+            Entry(row["kind"].replace("_", " ")),
             Entry(arm_label(row["arm"])),
             Entry(row["role"]),
             Entry(format_count(row["num_points"])),

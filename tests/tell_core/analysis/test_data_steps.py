@@ -5,7 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tell_core.analysis.data_steps import ItemCurves, emergence_with_data, step_excess
+from tell_core.analysis import data_steps
+from tell_core.analysis.data_steps import (
+    ItemCurves,
+    emergence_with_data,
+    step_excess,
+    step_surplus,
+)
+from tell_core.analysis.emergence import shape_verdicts
 from tell_core.analysis.resampling import Resampling
 from tell_core.analysis.verdicts import judge
 from tests.tell_core.analysis.small_runs import (
@@ -30,6 +37,27 @@ def test_steps_in_the_amount_of_general_data_are_emergence(quantum_run) -> None:
     (row,) = judge([found], 0.95)
     assert row["verdict"] == "supported"
     assert row["estimate"] > 0.8
+    assert found.p_value is not None
+    assert 7 * found.p_value <= 0.05  # a clear step stands among seven predictions too
+
+
+def test_where_smooth_curves_do_as_well_few_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    draw = data_steps._smooth_shares
+
+    def counted(curves):
+        for number, share in enumerate(draw(curves), start=1):
+            sizes.append(number)
+            yield share
+
+    monkeypatch.setattr(data_steps, "_smooth_shares", counted)
+    flat = falls(np.random.default_rng(0), by_seed=0.0)
+    flat = flat._replace(losses=np.random.default_rng(0).normal(1, 0.1, flat.losses.shape))
+
+    part = step_surplus(flat, shape_verdicts(flat.scale, flat.losses), 0.95)
+
+    assert part.p_value > 0.2
+    assert max(sizes) == 99
 
 
 def test_smooth_falls_are_no_emergence(tmp_path: Path) -> None:
