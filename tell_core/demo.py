@@ -20,8 +20,16 @@ from tell_core.training.models import load_tokenizer
 _VERSION = 1
 _SEED = 0
 SIZE = WorldSize()
+# In forward passes of a size that no default moves: other passes round otherwise, and with another
+# base model every number of the demo would be another.
 PRETRAINING = TrainingSpec(
-    method="full", learning_rate=2e-3, epochs=2, batch_size=32, keep="last", num_probes=2
+    method="full",
+    learning_rate=2e-3,
+    epochs=2,
+    batch_size=32,
+    micro_batch_tokens=4096,
+    keep="last",
+    num_probes=2,
 )
 
 
