@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -29,6 +30,7 @@ GPU_QUEUE = "gpu"
 _STATE = "services.json"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _START_FIELD = 22
+_PORT_SECONDS = 10.0  # within which the system frees the port of a process that was killed
 Say = Callable[[str], None]
 
 
@@ -206,15 +208,27 @@ def _start(
 
 
 def _require_free_port(name: str, port: int) -> None:
+    """Refuse a port that a process holds; one that a killed process leaves is free in a moment."""
+    deadline = time.monotonic() + _PORT_SECONDS
+    while error := _refusal(port):
+        holder = _holder(port)
+        if holder or time.monotonic() > deadline:
+            raise InputError(
+                f"port {port} for {name} is in use{holder}: end that, or choose another with"
+                f" --{name}-port"
+            ) from error
+        time.sleep(0.2)
+
+
+def _refusal(port: int) -> OSError | None:
+    """Why the port cannot be listened on, or None when it can."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
         except OSError as error:
-            raise InputError(
-                f"port {port} for {name} is in use{_holder(port)}: end that, or choose another with"
-                f" --{name}-port"
-            ) from error
+            return error
+    return None
 
 
 def _holder(port: int) -> str:

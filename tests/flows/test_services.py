@@ -133,6 +133,16 @@ def test_a_port_in_use_is_refused_with_the_mend(tmp_path: Path, monkeypatch):
             services.up(tmp_path, port, free_port(), print)
 
 
+def test_a_port_that_nobody_holds_any_more_is_waited_for(monkeypatch):
+    refusals = iter([OSError("in use"), OSError("in use"), None])
+    monkeypatch.setattr(services, "_refusal", lambda _: next(refusals))
+    monkeypatch.setattr(services, "_holder", lambda _: "")
+
+    services._require_free_port("prefect", 4200)
+
+    assert next(refusals, "none left") == "none left"
+
+
 def test_without_a_project_nothing_is_started(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
