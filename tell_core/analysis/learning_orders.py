@@ -83,9 +83,8 @@ def _times_by_arm(
     times: dict[str, list[LearningTimes]] = {}
     lasts: dict[str, list[_Last]] = {}
     for cell in run.cells:
-        at_task = cell.task_budget_tokens == run.task_budget
-        at_general = cell.general_budget_tokens in (None, run.general_budget)
-        trace = read_trace(cell) if at_task and at_general else None
+        has_task = cell.task_budget_tokens is not None
+        trace = read_trace(cell) if has_task and run.is_chosen(cell) else None
         if trace is not None:
             units = task_units(trace)
             names = units.names

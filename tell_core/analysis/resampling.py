@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 from tell_core.spec.model import AnalysisSpec
 
@@ -94,3 +95,15 @@ def interval(
     rank = math.floor(tail * (len(lower) - 1) + 1e-9)
     low, high = float(np.sort(lower)[rank]), float(np.sort(upper)[-1 - rank])
     return (low if np.isfinite(low) else None, high if np.isfinite(high) else None)
+
+
+def student_interval(
+    values: FloatArray, confidence: float
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Mean over R trainings, (R, U) to (U,), with Student's interval; NaN ends where R is 1."""
+    mean, num_trainings = values.mean(axis=0), len(values)
+    if num_trainings < 2:
+        return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
+    error = values.std(axis=0, ddof=1) / np.sqrt(num_trainings)
+    width = stats.t.ppf((1 + confidence) / 2, num_trainings - 1) * error
+    return mean, mean - width, mean + width

@@ -84,14 +84,15 @@ class RunCells:
             and all(getattr(cell, name) == value for name, value in budgets.items())
         ]
 
+    def is_chosen(self, one: AnalysedCell | CurvePoint) -> bool:
+        """Whether it is at the smallest task and largest general budget, as far as it has any."""
+        at_task = one.task_budget_tokens in (None, self.task_budget)
+        return at_task and one.general_budget_tokens in (None, self.general_budget)
+
     def point(self, metric: str, arm: str) -> CurvePoint | None:
-        """Scores of an arm at the smallest task budget and the largest general budget."""
-        for point in self.scores.get(metric, ()):
-            at_task = point.task_budget_tokens in (None, self.task_budget)
-            at_general = point.general_budget_tokens in (None, self.general_budget)
-            if point.arm == arm and at_task and at_general:
-                return point
-        return None
+        """Scores of an arm at the budgets chosen for all."""
+        points = (p for p in self.scores.get(metric, ()) if p.arm == arm and self.is_chosen(p))
+        return next(points, None)
 
     def difference(self, metric: str, first: str, second: str, name: str) -> Component | None:
         """Score of one arm minus that of another, predicted to be the better; None if one lacks.

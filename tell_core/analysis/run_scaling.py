@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from tell_core.analysis.cells import AnalysedCell
-from tell_core.analysis.curves import CurvePoint
-from tell_core.analysis.resampling import FloatArray
+from tell_core.analysis.curves import CurvePoint, finite_or_none
+from tell_core.analysis.resampling import FloatArray, student_interval
 from tell_core.analysis.run_cells import RunCells, traced
 from tell_core.analysis.scaling import (
     MIN_POINTS,
@@ -93,14 +92,8 @@ def _trained_arms(run: RunCells) -> list[str]:
 
 
 def _chosen(run: RunCells, arm: str) -> list[tuple[AnalysedCell, CellTrace]]:
-    """Cells of an arm at the smallest task budget and the largest general budget."""
-    cells = [
-        cell
-        for cell in run.of(arm)
-        if cell.task_budget_tokens in (None, run.task_budget)
-        and cell.general_budget_tokens in (None, run.general_budget)
-    ]
-    return traced(cells)
+    """The trained cells of an arm at the budgets chosen for all."""
+    return traced([cell for cell in run.of(arm) if run.is_chosen(cell)])
 
 
 def _over_steps(run: RunCells) -> Iterator[Curve]:
@@ -169,12 +162,8 @@ def _curve_row(curve: Curve, confidence: float) -> dict[str, Any]:
 
 def _over_seeds(values: FloatArray, confidence: float) -> dict[str, float | None]:
     """Mean over seeds with Student's interval; without ends for one seed."""
-    mean = float(values.mean())
-    if len(values) < 2:
-        return {"mean": mean, "low": None, "high": None}
-    quantile = stats.t.ppf((1 + confidence) / 2, len(values) - 1)
-    reach = float(quantile * values.std(ddof=1) / np.sqrt(len(values)))
-    return {"mean": mean, "low": mean - reach, "high": mean + reach}
+    ends = (float(end[0]) for end in student_interval(values[:, None], confidence))
+    return dict(zip(("mean", "low", "high"), map(finite_or_none, ends), strict=True))
 
 
 def _finite_k_rows(run: RunCells, curated: Path | None, confidence: float) -> dict[str, Any]:
@@ -202,7 +191,8 @@ def _finite_k_row(
         return None
     head = {"arm": arm, "num_quanta": len(frequencies), "num_known": 0, "num_seeds": len(cells)}
     try:
-        known = _known_skills(cells[0], frequencies, column)
+        # Training starts at the same weights in all seeds: the first says what was known before.
+        known = labelled_items(*cells[0], column, frequencies).known
         open_ = {name: share for name, share in frequencies.items() if name not in known}
         found = [_predicted(cell, trace, open_, column) for cell, trace in cells]
     except AnalysisError as error:
@@ -229,13 +219,6 @@ def _finite_k_row(
         "asymptotic_reason": zipf.reason or (None if limit is not None else "β is not above 0"),
         "points": _finite_k_points(found),
     }
-
-
-def _known_skills(
-    first: tuple[AnalysedCell, CellTrace], frequencies: Mapping[str, float], column: str
-) -> frozenset[str]:
-    """Skills known before training, which starts at the same weights in all seeds."""
-    return labelled_items(*first, column, frequencies).known
 
 
 def _predicted(

@@ -25,7 +25,7 @@ K quanta, U units, P probes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -114,7 +114,7 @@ def fit_scaling(x: FloatArray, losses: FloatArray, confidence: float = 0.95) -> 
     is_turning = turning - lowest <= -MIN_LEAD
     if is_turning or deltas[_FLAT] < MIN_LEAD:
         fit = _unfitted(_TURNING if is_turning else NOT_FALLING, losses)
-        return ScalingFit(**(vars(fit) | {"best": best, "delta_aicc": deltas}))
+        return replace(fit, best=best, delta_aicc=deltas)
     law = power_law_fit(x, mean, confidence=confidence, least_offset=0.0)
     low, high = _interval(x, losses, law, confidence)
     status, reason = _claim(deltas, low, high, len(losses))

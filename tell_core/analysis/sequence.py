@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special, stats
 
-from tell_core.analysis.resampling import FloatArray
+from tell_core.analysis.resampling import FloatArray, student_interval
 from tell_core.errors import AnalysisError
 
 BoolArray = npt.NDArray[np.bool_]
@@ -194,18 +194,6 @@ def _places(trainings: Sequence[LearningTimes], confidence: float) -> list[dict[
         {name: _known(value) for name, value in zip(_ORDER_COLUMNS, row, strict=True)}
         for row in zip(*columns, strict=True)
     ]
-
-
-def student_interval(
-    values: FloatArray, confidence: float
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Mean over R trainings, (R, U) to (U,), with Student's interval; NaN ends where R is 1."""
-    mean, num_trainings = values.mean(axis=0), len(values)
-    if num_trainings < 2:
-        return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    error = values.std(axis=0, ddof=1) / np.sqrt(num_trainings)
-    width = stats.t.ppf((1 + confidence) / 2, num_trainings - 1) * error
-    return mean, mean - width, mean + width
 
 
 def rank_agreement(first: LearningTimes, second: LearningTimes) -> RankAgreement | None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
-from tell_core.analysis.sequence import learning_times, student_interval
+from tell_core.analysis.resampling import student_interval
+from tell_core.analysis.sequence import learning_times
 from tell_core.report.reading import Json
 from tell_core.store import read_json
 
