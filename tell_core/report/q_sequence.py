@@ -172,7 +172,7 @@ def _agreement_row(
         Entry(arm_label(arm)),
         Entry(str(entry["num_seeds"])),
         Entry(format_count(units)),
-        Entry(format_share(entry.get("lost_share")), value=as_number(entry.get("lost_share"))),
+        Entry(format_share(entry["lost_share"]), value=as_number(entry["lost_share"])),
         *(entry for found in (within, with_tell) for entry in (_kendall(found), _spearman(found))),
     )
 

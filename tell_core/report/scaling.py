@@ -168,7 +168,7 @@ def _finite_k(found: Json) -> list[Block]:
     measured = [row for row in found["arms"] if not row["reason"]]
     blocks: list[Block] = []
     if measured:
-        num_known = measured[0].get("num_known", 0)
+        num_known = measured[0]["num_known"]
         known = f" {plural(num_known, 'skill')} known before training left out." * (num_known > 0)
         blocks += [_finite_k_table(measured), Text(_FINITE_K_NOTE + known, "note")]
         if reason := measured[0]["asymptotic_reason"]:

@@ -89,10 +89,10 @@ def _draw_law(
 ) -> None:
     offset, amplitude, exponent = law
     xs = np.geomspace(curve.points[0].x, curve.points[-1].x, _NUM_CURVE)
-    ys = offset + amplitude * xs**-exponent
+    ys = offset + amplitude * xs**-exponent  # above 0: it falls, to an offset of at least 0
     dashes = () if curve.is_claimed else _DOTS
     colour = palette[style_of(curve.arm).colour]
-    axes.plot(xs[ys > 0], ys[ys > 0], color=colour, **line_style(dashes, 1.4))
+    axes.plot(xs, ys, color=colour, **line_style(dashes, 1.4))
 
 
 def _log_axes(axes: Axes, xs: Sequence[float], low: float, high: float) -> None:

@@ -133,7 +133,8 @@ def sequence(num_units: int = 40) -> dict[str, Any]:
         "within_arm": {"tell": agreement, "sft": None}, "with_tell": {"sft": agreement},
         "arms": {
             "tell": {"num_seeds": 3, "last_step": 300, "lost_share": 0.06, "order": _order(times)},
-            "sft": {"num_seeds": 1, "last_step": 80, "order": _order([80.0] * num_units)},
+            "sft": {"num_seeds": 1, "last_step": 80, "lost_share": 0.0,
+                    "order": _order([80.0] * num_units)},
         },
     }  # fmt: skip
 

@@ -34,7 +34,8 @@ REFUSED = {
 }  # fmt: skip
 MEAN = {"mean": -0.5, "low": -0.6, "high": -0.4}
 PREDICTED = {
-    "arm": "tell", "num_quanta": 24, "num_seeds": 3, "reason": None, "beta": MEAN, "slope": MEAN,
+    "arm": "tell", "num_known": 0, "num_quanta": 24, "num_seeds": 3, "reason": None,
+    "beta": MEAN, "slope": MEAN,
     "predicted_slope": MEAN, "difference": MEAN | {"mean": 0.02}, "zipf_alpha": None,
     "asymptotic_slope": None, "asymptotic_reason": "4 skills", "left": 0.12,
     "predicted_left": 0.04, "points": [{"x": 5.0, "measured": 2.0, "predicted": 1.9}],
