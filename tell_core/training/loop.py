@@ -98,7 +98,7 @@ def train_cell(
         is_shared = loaded is not None
         with trainable(base.model, training, seed, device, is_shared=is_shared) as model:
             trainer = Trainer(model, mixture, probe, training, seed, device, precision)
-            trainer.start = (base.digest, probe_digest)
+            trainer.start_digests = (base.digest, probe_digest)
             if training.keep_probe_weights:
                 trainer.on_probe = lambda step: models.save_trained(
                     trainer.model, base.tokenizer, probe_weights(out, step)

@@ -280,8 +280,8 @@ class Trainer:
 
     Attributes:
         on_probe: Called with the number of steps done after every probe, where it is given.
-        start: Digests of the base model and of the probe set. Where given, what they give before
-            the first step is measured once in this process, for all trainings that begin so.
+        start_digests: Those of the base model and of the probe set. Where given, what they give
+            before the first step is measured once in this process, for all trainings that begin so.
     """
 
     def __init__(
@@ -319,7 +319,7 @@ class Trainer:
         self.sizes = model_sizes(model)
         self.ranks: Ranks | None = None
         self.on_probe: Callable[[int], None] | None = None
-        self.start: tuple[str, str] | None = None
+        self.start_digests: tuple[str, str] | None = None
         self.progress = Progress()
 
     def run(self, out: Path, identity: str, on_progress: OnProgress | None = None) -> None:
@@ -487,17 +487,17 @@ class Trainer:
         def measure() -> FloatArray:
             return self.probe_set.measure_tokens(self.model, self.precision.autocast(self.device))
 
-        if self.progress.step or self.start is None:
+        if self.progress.step or self.start_digests is None:
             return measure()
-        return _untrained.get(self._what_decides_losses(self.start), measure)
+        return _untrained.get(self._what_decides_losses(self.start_digests), measure)
 
-    def _what_decides_losses(self, start: tuple[str, str]) -> Hashable:
+    def _what_decides_losses(self, digests: tuple[str, str]) -> Hashable:
         """All that the bits of the untrained model's losses depend on, within this process."""
         attention = cast("PreTrainedModel", self.model).config._attn_implementation
         shares_beginnings = bool(self.probe_set.blocks)
         how = (attention, shares_beginnings, self.precision, str(self.device))
         own = (self.training.method, self.training.weight_quantization)
-        return (*start, *how, *own, torch.get_num_threads())
+        return (*digests, *how, *own, torch.get_num_threads())
 
     def _keep_if_best(self, dev_loss: float | None) -> None:
         """Keep these weights if no earlier trained ones had an equal or lower task dev loss.
