@@ -281,10 +281,12 @@ def _end_left_runs(api: str) -> list[str]:
     crashed = {"type": "CRASHED", "message": "Its worker was gone when `tell up` came again."}
     found = httpx.post(f"{api}/flow_runs/filter", json=wanted, timeout=60.0)
     found.raise_for_status()
-    for run in found.json():
+    runs = found.json()
+    for run in runs:
         change = {"state": crashed, "force": True}
-        httpx.post(f"{api}/flow_runs/{run['id']}/set_state", json=change, timeout=60.0)
-    return [str(run["name"]) for run in found.json()]
+        address = f"{api}/flow_runs/{run['id']}/set_state"
+        httpx.post(address, json=change, timeout=60.0).raise_for_status()
+    return [str(run["name"]) for run in runs]
 
 
 def _end(process: psutil.Process) -> None:
