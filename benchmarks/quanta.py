@@ -15,6 +15,7 @@ from tell_core.analysis.quanta.cost import compare_schemes, random_model, random
 
 
 def main() -> None:
+    """Run the rounds, print each and their median."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=200)
     parser.add_argument("--blocks", type=int, default=10)
