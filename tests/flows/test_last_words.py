@@ -108,8 +108,11 @@ def test_the_worker_is_the_parent_at_import_and_not_the_one_that_took_over(
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are looked up in /proc")
 @pytest.mark.parametrize(("started_as", "is_prefect"), [("prefect", True), ("init", False)])
 def test_prefect_is_known_by_its_command(started_as: str, is_prefect: bool):
-    command = [sys.executable, "-c", "input()", started_as]
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+    # It says when it runs: just after its start the system does not know its command yet.
+    command = [sys.executable, "-c", "print(flush=True); input()", started_as]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
         found = last_words._is_prefect(process.pid)
         process.communicate(b"\n")
 
